@@ -1,0 +1,9 @@
+"""What runs beside the training: checkpoints, the saved model, throughput and memory, checks of the base."""
+
+from ftlab.callbacks.checkpoints import Checkpoints
+from ftlab.callbacks.frozen_base import FrozenBase
+from ftlab.callbacks.metrics_csv import MetricsCSV
+from ftlab.callbacks.model_writer import ModelWriter
+from ftlab.callbacks.throughput import Throughput, peak_memory
+
+__all__ = ["Checkpoints", "FrozenBase", "MetricsCSV", "ModelWriter", "Throughput", "peak_memory"]

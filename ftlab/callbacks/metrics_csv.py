@@ -1,0 +1,70 @@
+"""The curves of a run in one CSV file, a row a step, one curve however often the run was interrupted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from ftlab.runs import Run, write_atomically
+
+
+class MetricsCSV(Logger):
+    """Writes `metrics.csv` of a run.
+
+    Args:
+        run: The run; rows that are there are kept up to the step at which training goes on.
+        every: Logged steps between writes.
+    """
+
+    def __init__(self, run: Run, every: int = 20) -> None:
+        super().__init__()
+        self.run = run
+        self.every = every
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._unwritten = 0
+        if run.metrics.is_file():
+            with run.metrics.open(newline="") as file:
+                self._rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+
+    @property
+    def name(self) -> str:
+        return self.run.directory.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.run.directory.name
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    def start_from(self, step: int) -> None:
+        """Forgets what an interrupted run logged after the checkpoint at `step`."""
+        self._rows = {s: row for s, row in self._rows.items() if s <= step}
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Adds to the row of `step`."""
+        row = self._rows.setdefault(step or 0, {"step": step or 0})
+        row.update({name: value for name, value in metrics.items() if name != "step"})
+        self._unwritten += 1
+        if self._unwritten >= self.every:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file."""
+        if not self._unwritten:
+            return
+        self._unwritten = 0
+        rows = [self._rows[step] for step in sorted(self._rows)]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.run.metrics, text.getvalue())
+
+    def finalize(self, status: str) -> None:
+        """Writes what is left."""
+        self.save()

@@ -1,0 +1,78 @@
+"""Tokens, tokens a second and peak memory, taken on log steps only: nothing in between waits for the device."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+
+
+class Throughput(pl.Callback):
+    """Logs `supervised_tokens` and `total_tokens` (since the start, all devices), `tokens_per_second` (all tokens, since the last
+    log, validation left out) and `peak_memory` (bytes on this device)."""
+
+    def __init__(self) -> None:
+        self.supervised = 0
+        self.total = 0
+        self.seconds = 0.0
+        """Time spent in training steps, in seconds."""
+        self._since = time.perf_counter()
+        self._step = 0
+        self._total_then = 0
+        self._seconds_then = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"supervised": self.supervised, "total": self.total, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.supervised, self.total = state_dict["supervised"], state_dict["total"]
+        self.seconds = self._seconds_then = state_dict["seconds"]
+        self._total_then = self.total
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        self.supervised += batch["target_tokens"]
+        self.total += batch["tokens"]
+        now = time.perf_counter()
+        self.seconds += now - self._since
+        self._since = now
+        stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def _log(self, pl_module: pl.LightningModule) -> None:
+        counts = torch.tensor([self.supervised, self.total, self.total - self._total_then], dtype=torch.float64)
+        if dist.is_available() and dist.is_initialized():
+            counts = counts.to(pl_module.device)
+            dist.all_reduce(counts)
+        supervised, total, since = counts.tolist()
+        rate = since / max(1e-9, self.seconds - self._seconds_then)
+        self._total_then, self._seconds_then = self.total, self.seconds
+        pl_module.log_dict(
+            {
+                "supervised_tokens": supervised,
+                "total_tokens": total,
+                "tokens_per_second": rate,
+                "peak_memory": float(peak_memory(pl_module.device)),
+                "step": float(pl_module.global_step),
+            }
+        )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held at once: by tensors on CUDA, by this whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

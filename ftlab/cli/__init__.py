@@ -1,0 +1,62 @@
+"""The command line. This page imports nothing heavy: `ftlab --help` answers at once, each verb imports what it needs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ftlab import __version__
+from ftlab.cli import quiet
+from ftlab.errors import UserError
+
+VERBS = {
+    "fit": "fine-tune a network as an experiment says; the same command again goes on where it stopped",
+    "validate": "score a run on its validation records",
+    "test": "score a run on its test records",
+    "predict": "answer the prompts of a file with a run",
+    "generate": "answer one prompt, a file of prompts, or chat",
+    "export": "write a run's adapter, or the merged model, and check it against the run",
+}
+
+_MODULES = {"generate": "ftlab.cli.generate", "export": "ftlab.cli.export"}
+
+_USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
+
+Fine-tuning of language models with numbers one can trust: full, LoRA, QLoRA and your own method.
+
+verbs:
+{verbs}
+
+ftlab VERB --help lists the options of a verb; -v shows the whole trace of an error."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = bool(arguments) and arguments[0] in ("-v", "--verbose")
+    if verbose:
+        del arguments[0]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE.format(verbs="\n".join(f"  {verb:<10}{does}" for verb, does in VERBS.items())))
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ftlab {__version__}")
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _refuse(f"unknown verb {verb!r}: the verbs are {', '.join(VERBS)}", 2)
+    quiet.silence()
+    try:
+        return importlib.import_module(_MODULES.get(verb, "ftlab.cli.verbs")).run(verb, rest)
+    except UserError as error:
+        if verbose:
+            raise
+        return _refuse(str(error), 1)
+    except KeyboardInterrupt:
+        return _refuse("stopped by the user", 130)
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"ftlab: {sentence}", file=sys.stderr)
+    return code

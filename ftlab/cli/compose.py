@@ -1,0 +1,89 @@
+"""Configuration files that include others: a named experiment holds only its differences.
+
+    include: [base.yaml, network/demo.yaml, data/demo.yaml, method/lora.yaml]
+    trainer: {max_steps: 300}
+
+Paths are relative to the file that includes. Each included file is applied in the order given, then the file itself;
+options on the command line come last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftlab.errors import UserError
+
+_FLAGS = ("-c", "--config")
+
+
+def config_files(arguments: Sequence[str]) -> list[Path]:
+    """The configuration files that a command names, in order."""
+    files, take = [], False
+    for argument in arguments:
+        if take:
+            files.append(Path(argument))
+        elif argument.startswith("--config="):
+            files.append(Path(argument.removeprefix("--config=")))
+        take = argument in _FLAGS
+    return files
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Replaces each `-c FILE` by one for every file that it includes and one for its own content.
+
+    Raises:
+        UserError: A file that cannot be read, that is not a mapping, or that includes itself.
+    """
+    expanded: list[str] = []
+    take = False
+    for argument in arguments:
+        if take:
+            expanded += _as_options(Path(argument))
+        elif argument.startswith("--config="):
+            expanded += _as_options(Path(argument.removeprefix("--config=")))
+        elif argument not in _FLAGS:
+            expanded.append(argument)
+        take = argument in _FLAGS
+    if take:
+        raise UserError("-c needs a configuration file after it")
+    return expanded
+
+
+def _as_options(path: Path) -> list[str]:
+    return [word for part in _parts(path, ()) for word in ("--config", yaml.safe_dump(part, sort_keys=False))]
+
+
+def _parts(path: Path, above: tuple[Path, ...]) -> list[dict[str, Any]]:
+    if path in above:
+        raise UserError(f"{above[-1]} includes {path}, which includes it: take one of the two out")
+    content = read_config(path)
+    included = content.pop("include", [])
+    if not (isinstance(included, list) and all(isinstance(name, str) for name in included)):
+        raise UserError(f"{path}: include is a list of files, such as [base.yaml, method/lora.yaml]")
+    parts = [part for name in included for part in _parts(path.parent / name, (*above, path))]
+    return [*parts, content] if content else parts
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: It is not there, is not YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration file {path} cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no keys: a configuration is a mapping such as 'trainer: {{max_steps: 100}}'")
+    return content

@@ -1,0 +1,143 @@
+"""An experiment, from the command line: LightningCLI with a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import transformers
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import nn
+
+from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Throughput
+from ftlab.cli.compose import config_files, expand
+from ftlab.cli.wandb import WandbOptions, wandb_logger
+from ftlab.data import FinetuneData
+from ftlab.errors import UserError
+from ftlab.modules import FinetuneModule
+from ftlab.networks import Network
+from ftlab.runs import Run, RunOptions, short_hash
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar without the run's name in it."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
+class Experiment(LightningCLI):
+    """A resolved configuration, with its run directory, module, data and trainer.
+
+    Args:
+        arguments: What follows the verb on the command line.
+    """
+
+    model: FinetuneModule
+    datamodule: FinetuneData
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        transformers.utils.logging.disable_progress_bar()  # bars of milliseconds at every network that is opened
+        self.files = config_files(arguments)
+        try:
+            with _arguments(expand(arguments)):
+                super().__init__(
+                    FinetuneModule,
+                    FinetuneData,
+                    save_config_callback=None,
+                    seed_everything_default=42,
+                    parser_kwargs={"exit_on_error": False, "prog": "ftlab"},
+                    run=False,
+                    auto_configure_optimizers=False,
+                    load_from_checkpoint_support=False,
+                )
+        except ArgumentError as error:
+            raise UserError(_sentence(error)) from error
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run is kept and logged; one seed and one network for module and data."""
+        parser.add_argument("--run", type=RunOptions, default=RunOptions())
+        parser.add_argument("--wandb", type=WandbOptions, default=WandbOptions())
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        for field in dataclasses.fields(Network):
+            parser.link_arguments(f"model.network.{field.name}", f"data.network.{field.name}")
+
+    def before_instantiate_classes(self) -> None:
+        """Finds the run directory: named, or by the hash of the configuration."""
+        options = self.config.run
+        own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
+        if own is not None:  # the configuration of a run: its directory may have been moved since
+            options.root = str(own.parent.parent.parent)
+        options.experiment = options.experiment or (self.files[-1].stem if self.files else "run")
+        options.name = options.name or short_hash(self.resolved())
+        self.run = Run(Path(options.root) / options.experiment / options.name)
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole configuration as plain data, links left out."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer with what every run has: its directory, its loggers and callbacks."""
+        config = self.config_init["trainer"]
+        self.curves = MetricsCSV(self.run)
+        self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoint_every)
+        self.throughput = Throughput()
+        callbacks = [self.throughput, FrozenBase(), self.checkpoints, ModelWriter(self.run)]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(ProgressBar(refresh_rate=20))
+        config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
+        own = config["logger"] or []
+        loggers = [self.curves, *(own if isinstance(own, list) else [own])]
+        return super().instantiate_trainer(
+            default_root_dir=str(self.run.directory), logger=loggers, use_distributed_sampler=False, **kwargs
+        )
+
+    def log_to_wandb(self) -> None:
+        """Adds W&B to the loggers: for training only, so that a run's curves and nothing else make its W&B run."""
+        if self.trainer.is_global_zero:
+            logger = wandb_logger(self.config_init["wandb"], self.run, self.resolved())
+            self.trainer.loggers = [*self.trainer.loggers, *([logger] if logger else [])]
+
+    def trained_checkpoint(self) -> str | None:
+        """The weights to judge; None for a method that trains nothing.
+
+        Raises:
+            UserError: There is no such run, or it has no checkpoint yet.
+        """
+        if not self.run.config.is_file():
+            raise UserError(f"there is no run at {self.run.directory}: run ftlab fit first, or give -c RUN/config.yaml")
+        if not self.model.method.trains:
+            return None
+        if self.run.checkpoint is None:
+            raise UserError(f"{self.run.directory} has no checkpoint yet: let ftlab fit come to its first one")
+        return str(self.run.checkpoint)
+
+    def open_trained(self) -> nn.Module:
+        """The network as the run saved it under `model/`, in evaluation mode."""
+        if not self.run.model.is_dir():
+            raise UserError(f"{self.run.directory} has no model/: let ftlab fit come to its end")
+        base = self.model.pretrained.model(self.model.method.quantization)
+        return self.model.method.load(base, self.run.model).eval()
+
+
+@contextlib.contextmanager
+def _arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Has LightningCLI read these: it warns of arguments given from Python beside those of the process."""
+    before, sys.argv = sys.argv, ["ftlab", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())

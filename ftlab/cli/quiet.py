@@ -1,0 +1,66 @@
+"""Silences, each by its words and with a reason, what libraries print and a user cannot act on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+# logger, beginning of the message
+_LOG_LINES = [
+    # a hint at a package that would download code at run time; ftlab keeps bitsandbytes' own CPU path
+    ("bitsandbytes.backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"),
+    # LLM.int8 says it for each layer and step, of the cast that it is known for
+    ("bitsandbytes.autograd._functions", "MatMul8bitLt: inputs will be cast"),
+    # merging a quantised base says what it does itself
+    ("transformers.integrations.bitsandbytes", "The modules are dequantized"),
+    # the configuration says the seed and the devices
+    ("lightning.fabric.utilities.seed", "Seed set to"),
+    ("lightning.pytorch.utilities.rank_zero", "GPU available"),
+    ("lightning.pytorch.utilities.rank_zero", "TPU available"),
+    # advertising
+    ("lightning.pytorch.utilities.rank_zero", "💡 Tip"),
+    # ftlab says itself where it goes on and where it stops
+    ("lightning.pytorch.utilities.rank_zero", "`Trainer.fit` stopped"),
+    ("lightning.pytorch.utilities.rank_zero", "Restor"),
+    ("lightning.pytorch.utilities.rank_zero", "Loaded model weights"),
+    # checkpoints of ftlab hold tensors and plain values, and are opened with weights_only where ftlab opens them
+    ("lightning.pytorch.trainer.connectors.checkpoint_connector", "`weights_only` was not set"),
+]
+
+_WARNINGS = [
+    # Lightning of torch's pytrees, and transformers and peft of each other: nothing the user called
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*is_gradient_checkpointing. is deprecated.*",
+    # batches are put together from memory: workers would cost more than they bring
+    r".*does not have many workers.*",
+    # short runs log at the interval that they ask for
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    # what the PiSSA and OLoRA initialisations warn of is what ftlab converts when it saves
+    r".*changes the base weights of the model and should thus not be used with other adapters.*",
+    r".*with eva initialization used with low_cpu_mem_usage=False.*",
+    # the loss is added up over devices before it is logged
+    r".*It is recommended to use .self.log\(.*sync_dist=True.*",
+    # the trainer keeps the checkpoints where ftlab tells it to
+    r".*Checkpoint directory .* exists and is not empty.*",
+]
+
+
+def silence() -> None:
+    """To be called before anything heavy is imported; some libraries speak on import."""
+    os.environ.setdefault("WANDB_SILENT", "true")  # its banner: ftlab prints one line of its own
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns at every fork of a data worker
+    for name in {logger for logger, _ in _LOG_LINES}:
+        beginnings = tuple(beginning for logger, beginning in _LOG_LINES if logger == name)
+        logging.getLogger(name).addFilter(_Without(beginnings))
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class _Without(logging.Filter):
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self.beginnings = beginnings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().lstrip().startswith(self.beginnings)

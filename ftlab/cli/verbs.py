@@ -1,0 +1,120 @@
+"""fit, validate, test and predict: each runs one experiment and leaves its results in the run directory."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import rich
+from rich.table import Table
+
+from ftlab.callbacks import ModelWriter, peak_memory
+from ftlab.cli.experiment import Experiment
+from ftlab.networks import count_parameters
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Runs a verb on the experiment that the arguments describe."""
+    verbs = {"fit": fit, "validate": validate, "test": test, "predict": predict}
+    verbs[verb](Experiment(arguments))
+    return 0
+
+
+def fit(experiment: Experiment) -> None:
+    """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`."""
+    run, module, trainer = experiment.run, experiment.model, experiment.trainer
+    with run.claimed(experiment.resolved()):
+        if run.finished:
+            _say(f"{run.directory} has finished; another --run.name repeats it")
+            return
+        experiment.datamodule.setup("fit")
+        experiment.log_to_wandb()
+        started = time.perf_counter()
+        run.note(state="running", started=_now(), command=sys.argv, versions=_versions())
+        if module.method.trains:
+            trainer.fit(module, experiment.datamodule, ckpt_path=str(run.last) if run.last.is_file() else None)
+        else:
+            trainer.validate(module, experiment.datamodule, verbose=False)
+            ModelWriter(run).write(module)
+        if not trainer.is_global_zero:
+            return
+        trained, total = count_parameters(module.network)
+        run.note(
+            cost={
+                "trainable_parameters": trained,
+                "parameters": total,
+                "model_bytes": sum(file.stat().st_size for file in run.model.iterdir()),
+                "seconds": round(time.perf_counter() - started, 3),
+                "training_seconds": round(experiment.throughput.seconds, 3),
+                "peak_memory_bytes": peak_memory(module.device),
+                "supervised_tokens": experiment.throughput.supervised,
+                "total_tokens": experiment.throughput.total,
+            },
+            data=experiment.datamodule.summary(),
+            state="finished" if not trainer.interrupted else "interrupted",
+            ended=_now(),
+        )
+        _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
+
+
+def validate(experiment: Experiment) -> None:
+    """Scores the validation records with the run's best weights; `val_…` go into scores.json."""
+    checkpoint = experiment.trained_checkpoint()
+    experiment.trainer.validate(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
+    _keep_scores(experiment, "val", "validation")
+
+
+def test(experiment: Experiment) -> None:
+    """Scores the test records with the run's best weights; `test_…` go into scores.json."""
+    checkpoint = experiment.trained_checkpoint()
+    if experiment.datamodule.scored_split != "test":
+        _say(f"{experiment.datamodule.path} has no test records: scoring the validation records")
+    experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
+    _keep_scores(experiment, "test", "test")
+
+
+def predict(experiment: Experiment) -> None:
+    """Answers every prompt of the data with the run's best weights, into predictions/predict.jsonl."""
+    checkpoint = experiment.trained_checkpoint()
+    experiment.trainer.predict(experiment.model, experiment.datamodule, ckpt_path=checkpoint, return_predictions=False)
+    if experiment.trainer.is_global_zero:
+        records = experiment.datamodule.records(experiment.datamodule.scored_split)
+        answers = experiment.model.tally.answers
+        rows = [
+            {"prompt": records[i].prompt, "references": list(records[i].references), "prediction": answers[i]}
+            for i in sorted(answers)
+        ]
+        print(experiment.run.write_predictions("predict", rows))
+
+
+def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
+    if not experiment.trainer.is_global_zero:
+        return
+    tally = experiment.model.tally
+    scores = {f"{prefix}_{name}": value for name, value in tally.scores().items()}
+    experiment.run.add_scores(scores)
+    experiment.run.write_predictions(split, tally.predictions)
+    if tally.texts:
+        experiment.run.note(signatures=tally.texts.signatures)
+    table = Table("score", "value", title=str(experiment.run.directory))
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    rich.print(table)
+
+
+def _say(sentence: str) -> None:
+    print(f"ftlab: {sentence}", file=sys.stderr)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("ftlab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

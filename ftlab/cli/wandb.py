@@ -1,0 +1,66 @@
+"""Weights & Biases for a run: on by default, offline with one line of hint where nobody is logged in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import WandbLogger
+
+from ftlab.runs import Run
+
+
+@dataclass
+class WandbOptions:
+    """How a run is logged to Weights & Biases.
+
+    Args:
+        mode: auto is online where somebody is logged in, offline otherwise.
+        project: Project of the run.
+        entity: Team or user; by default the logged-in one's.
+        group: Group of the run; by default the experiment.
+        tags: Tags of the run.
+    """
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "ftlab"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> WandbLogger | None:
+    """The logger of a run, or None where it is off. A run that goes on keeps its id."""
+    mode = os.environ.get("WANDB_MODE", "auto") if options.mode == "auto" else options.mode
+    if mode == "disabled":
+        return None
+    if mode == "auto":
+        mode = "online" if _logged_in() else "offline"
+        if mode == "offline":
+            print(
+                f"ftlab: W&B logs offline into {run.directory / 'wandb'}: nobody is logged in (wandb login, or --wandb.mode disabled)",
+                file=sys.stderr,
+            )
+    run.directory.mkdir(parents=True, exist_ok=True)
+    experiment, name = run.directory.parent.name, run.directory.name
+    return WandbLogger(
+        name=f"{experiment}/{name}",
+        save_dir=str(run.directory),
+        id=f"{experiment}-{name}".replace("/", "-")[:64],
+        resume="allow",
+        mode=mode,
+        project=options.project,
+        entity=options.entity,
+        group=options.group or experiment,
+        tags=options.tags,
+        config=dict(config),
+    )
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)

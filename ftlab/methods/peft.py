@@ -1,0 +1,77 @@
+"""Every method of the peft library, by its own configuration class."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+import peft
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ftlab.errors import UserError
+from ftlab.methods.base import Method
+
+
+class Peft(Method):
+    """Adapts the network as a `peft.PeftConfig` says.
+
+    Args:
+        config: The configuration, by the class that peft documents, such as `peft.IA3Config` with its fields.
+    """
+
+    bases: ClassVar[frozenset[str]] = frozenset({"full", "nf4", "fp4", "int8"})
+
+    def __init__(self, config: peft.PeftConfig) -> None:
+        self.config = config
+
+    def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
+        config = copy.deepcopy(self.config)  # peft writes into the one that it is given
+        config.task_type = config.task_type or peft.TaskType.CAUSAL_LM
+        try:
+            return peft.get_peft_model(network, config)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"method: {type(self.config).__name__} cannot adapt {type(network).__name__} ({_sentence(error)}); "
+                f"its linear layers are {', '.join(linear_layers(network))}"
+            ) from error
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """Writes the adapter alone, in peft's layout."""
+        assert isinstance(network, peft.PeftModel)
+        # "auto" would ask the hub whether the vocabulary was resized
+        network.save_pretrained(str(directory), save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+
+    def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
+        return peft.PeftModel.from_pretrained(network, str(directory))
+
+    def merge(self, network: nn.Module) -> PreTrainedModel:
+        assert isinstance(network, peft.PeftModel)
+        tuner = network.base_model
+        if not hasattr(tuner, "merge_and_unload"):
+            raise UserError(f"{type(self.config).__name__} has no merged form: export the adapter instead")
+        if self.quantization:
+            return self._merge_dequantised(network)
+        return tuner.merge_and_unload()
+
+    def _merge_dequantised(self, network: peft.PeftModel) -> PreTrainedModel:
+        """Merges into the weights that the few bits stand for: merging in place would round the sum to few bits again."""
+        weights = peft.get_peft_model_state_dict(network)
+        config = network.peft_config[network.active_adapter]
+        base = network.base_model.unload().dequantize()
+        base = base.to(next(iter(weights.values())).dtype)
+        adapted = peft.get_peft_model(base, config)
+        peft.set_peft_model_state_dict(adapted, weights)
+        return adapted.base_model.merge_and_unload()
+
+
+def linear_layers(network: nn.Module) -> list[str]:
+    """The distinct last names of the linear layers, in the order in which they stand."""
+    return list(dict.fromkeys(n.rsplit(".", 1)[-1] for n, m in network.named_modules() if isinstance(m, nn.Linear)))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,325 @@
+"""Fine-tuning of a causal language model by one Method: the loss, the step, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ftlab.errors import UserError
+from ftlab.evaluation.generation import Decoding, generate
+from ftlab.evaluation.text_metrics import resolve_metrics
+from ftlab.methods import Method
+from ftlab.methods.base import trained_names
+from ftlab.modules.schedules import Cosine, Schedule
+from ftlab.modules.scoring import Tally
+from ftlab.networks import Network
+
+if TYPE_CHECKING:
+    from ftlab.data import FinetuneData
+
+TEXT_METRICS = ["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match"]
+
+
+class FinetuneModule(pl.LightningModule):
+    """One network, one method.
+
+    The loss is the mean cross entropy of the target tokens of one optimiser step, the same for every split of
+    that step into micro-batches and devices: micro-batches contribute sums, and the gradient is divided by the
+    number of targets once, before the step.
+
+    Args:
+        method: How the network becomes trainable, and what is kept of it.
+        network: The pretrained network.
+        optimizer: Called with the method's parameter groups.
+        schedule: Called with the optimiser and the number of optimiser steps.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory, about a
+            quarter more time.
+        decoding: How answers are generated when the network is judged.
+        metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path of a
+            function `(prediction, references) -> float` of your own.
+        seed: Seeds new weights and dropout; on the command line it is `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        network: Network,
+        optimizer: OptimizerCallable = AdamW,
+        schedule: Schedule | None = None,
+        gradient_checkpointing: bool = False,
+        decoding: Decoding | None = None,
+        metrics: list[str] | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.pretrained = network
+        self.optimizer = optimizer
+        self.schedule = schedule or Cosine()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.decoding = decoding or Decoding()
+        self.metrics = resolve_metrics(TEXT_METRICS if metrics is None else metrics)
+        self.seed = seed
+        self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
+        self.network: nn.Module | None = None
+        self.tally = Tally()
+        self._step_targets = 0  # target tokens of the optimiser step under way, on this device
+        self._steps_done = 0
+        self._logged_loss: Tensor | float = 0.0  # sums since the last log
+        self._logged_targets = 0
+        self._gradient_norm: Tensor | None = None
+        self._rate = 0.0
+        self._random_state: dict[str, Tensor] = {}
+
+    @property
+    def data(self) -> FinetuneData:
+        """The data module of the trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    # ---------------------------------------------------------------- the network
+
+    def configure_model(self) -> None:
+        """Opens and adapts the network; called again, it returns at once."""
+        if self.network is not None:
+            return
+        torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
+        quantization = self.method.quantization
+        device = self.trainer.strategy.root_device
+        network = self.pretrained.model(quantization, device if quantization else "cpu")
+        network.config.use_cache = False
+        batches = self._batches(device) if self.method.needs_batches else None
+        adapted = self.method.adapt(network, batches)
+        if self.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.network = adapted.train()
+
+    def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:
+        for batch in self.data.batches():
+            yield {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+    def forward(self, **inputs: Tensor) -> Any:
+        """The network's own forward."""
+        assert self.network is not None
+        return self.network(**inputs)
+
+    def summed_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Cross entropy in nats, summed over the targets of `batch`: each label is predicted from what stands before it."""
+        logits = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def configure_optimizers(self) -> Any:
+        """The injected optimiser over the method's groups, and the schedule over all steps; nothing where nothing is trained."""
+        if not self.method.trains:
+            return None
+        assert self.network is not None
+        optimizer = self.optimizer(self.method.param_groups(self.network))
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        scheduler = self.schedule(optimizer, self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training.
+
+        From the data's lengths: Lightning's own estimate would build the training loader, which starts its epoch anew.
+        """
+        per_epoch = self.data.train_batches_per_epoch(self._data_parallel_size)
+        limit = self.trainer.limit_train_batches
+        per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
+        steps = self.trainer.max_steps
+        if self.trainer.max_epochs not in (None, -1):
+            of_epochs = math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs
+            steps = of_epochs if steps == -1 else min(steps, of_epochs)
+        if steps == -1:
+            raise UserError("trainer: give max_steps or max_epochs, so that the schedule knows where training ends")
+        return int(steps)
+
+    @property
+    def _data_parallel_size(self) -> int:
+        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return kwargs.get("num_replicas", 1)
+
+    def on_train_start(self) -> None:
+        """Dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
+        self._steps_done = self.global_step
+        if self._random_state:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if "cuda" in self._random_state:
+                torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
+        else:
+            torch.manual_seed(self.seed + 1 + self.global_rank)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Returns the summed loss, times what Lightning is about to divide by."""
+        loss = self.summed_loss(batch)
+        self._step_targets += batch["target_tokens"]
+        self._logged_loss = self._logged_loss + loss.detach()
+        self._logged_targets += batch["target_tokens"]
+        return loss * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
+        self._rate = optimizer.param_groups[0]["lr"]
+        targets = self._over_devices(torch.tensor(self._step_targets, dtype=torch.float64))
+        self._step_targets = 0
+        scale = self._data_parallel_size / max(1.0, targets.item())
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, scale)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by norm, which is computed once and kept for the log, or by value."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_val and gradient_clip_algorithm != "value"
+        # not Lightning's own clipping: it refuses fused optimisers under every kind of mixed precision
+        self._gradient_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val if by_norm else math.inf)
+        if gradient_clip_val and not by_norm:
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+
+    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
+        """After an optimiser step: the method's hook, and every `log_every_n_steps` the log."""
+        if self.global_step == self._steps_done:  # inside an accumulation window
+            return
+        self._steps_done = self.global_step
+        assert self.network is not None
+        self.method.after_step(self.network, self.global_step)
+        if self.global_step % self.trainer.log_every_n_steps == 0 or self.global_step == self.trainer.max_steps:
+            self._log_step()
+
+    def _log_step(self) -> None:
+        sums = torch.stack(
+            [torch.as_tensor(self._logged_loss).double().cpu(), torch.tensor(float(self._logged_targets))]
+        )
+        loss_sum, targets = self._over_devices(sums).tolist()
+        self._logged_loss, self._logged_targets = 0.0, 0
+        loss, norm = (
+            loss_sum / max(1.0, targets),
+            float(self._gradient_norm if self._gradient_norm is not None else 0.0),
+        )
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"training has diverged: at step {self.global_step} the loss is {loss} and the gradient norm {norm}; "
+                "lower the optimiser's lr, or raise schedule.warmup"
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        self.log_dict({"grad_norm": norm, "lr": self._rate, "step": float(self.global_step)})
+
+    def _over_devices(self, sums: Tensor) -> Tensor:
+        """`sums` (any shape, on the CPU) added over all devices."""
+        if self._data_parallel_size == 1:
+            return sums
+        sums = sums.to(self.device)
+        dist.all_reduce(sums)
+        return sums.cpu()
+
+    # ---------------------------------------------------------------- judging
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
+        if "labels" in batch:
+            self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
+        else:
+            self.tally.add_answers(batch["indices"], self._answers(batch))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the answers to a batch of prompts to the tally."""
+        self.tally.add_answers(batch["indices"], self._answers(batch))
+
+    def _answers(self, batch: dict[str, Any]) -> list[str]:
+        assert self.network is not None
+        encoder = self.data.encoder
+        tokens = generate(
+            self.network, batch["input_ids"], batch["attention_mask"], self.decoding, encoder.stop_ids, encoder.pad_id
+        )
+        return [encoder.decode(answer) for answer in tokens]
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_test_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val_loss`, `val_perplexity`, and the text scores where answers were generated."""
+        self._conclude("val", "validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test_loss`, `test_perplexity`, and the text scores."""
+        self._conclude("test", self.data.scored_split)
+
+    def on_predict_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_predict_epoch_end(self) -> None:
+        """Brings the answers of all devices together."""
+        self.tally.gather()
+
+    def _conclude(self, prefix: str, split: str) -> None:
+        self.tally.gather()
+        if self.tally.answers:
+            self.tally.score(self.data.records(split), self.metrics)
+        self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.global_step))  # the axis of every curve: Lightning's own counts from 0
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def _checkpointed(self) -> set[str]:
+        assert self.network is not None
+        return {f"network.{name}" for name in trained_names(self.network)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what the method trains, says what it belongs to, and where the random numbers stand."""
+        kept = self._checkpointed()
+        checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
+        checkpoint["ftlab"] = {"belongs_to": self._belongs_to()}
+        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another method, base or quantisation, or one with other tensors than are trained here."""
+        theirs, ours = checkpoint.get("ftlab", {}).get("belongs_to"), self._belongs_to()
+        if theirs != ours:
+            raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
+        kept, wanted = set(checkpoint["state_dict"]), self._checkpointed()
+        if kept != wanted:
+            odd = sorted(kept ^ wanted)
+            raise UserError(
+                f"the checkpoint holds {len(kept)} trained tensors, this run trains {len(wanted)}; {odd[0]!r} is on one side "
+                "only: start another run (--run.name)"
+            )
+        self._random_state = checkpoint["random_state"]
+
+    def _belongs_to(self) -> dict[str, str]:
+        return {
+            "method": f"{type(self.method).__module__}.{type(self.method).__qualname__}",
+            "network": self.pretrained.path,
+            "base": str(self.method.quantization),
+        }

@@ -1,0 +1,27 @@
+"""Optimisers that need a choice by device; every other is named in the YAML by its own class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+
+
+def paged_adamw_8bit(
+    params: Iterable[Any], lr: float = 2e-4, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
+) -> Optimizer:
+    """AdamW with 8-bit states in paged memory on CUDA (Dettmers et al. 2022, 2023), torch's fused AdamW elsewhere.
+
+    Args:
+        params: Parameters or groups of them.
+        lr: Learning rate.
+        weight_decay: Decoupled weight decay.
+        betas: Decay of the running mean and of the running square of the gradient.
+    """
+    if torch.cuda.is_available():
+        from bitsandbytes.optim import PagedAdamW8bit
+
+        return PagedAdamW8bit(params, lr=lr, weight_decay=weight_decay, betas=betas)
+    return AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)

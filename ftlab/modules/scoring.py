@@ -1,0 +1,66 @@
+"""What a pass over records adds up to: the loss per target token, and the answers with their scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from ftlab.evaluation.text_metrics import Metric, Scores, score_texts
+
+if TYPE_CHECKING:
+    from ftlab.data import Record
+
+
+class Tally:
+    """Sums and answers, never logits: memory does not grow with the vocabulary or the length."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | float = 0.0
+        self._targets = 0
+        self.answers: dict[int, str] = {}
+        """The answer to each record, by the record's index."""
+        self.texts: Scores | None = None
+        self.predictions: list[dict[str, Any]] = []
+        """A line a record: `prompt`, `references`, `prediction`, `scores`."""
+
+    def add_loss(self, loss_sum: Tensor, targets: int) -> None:
+        """Adds a batch: its loss in nats summed over `targets` tokens."""
+        self._loss = self._loss + loss_sum.detach().double()
+        self._targets += targets
+
+    def add_answers(self, indices: Sequence[int], answers: Sequence[str]) -> None:
+        """Adds the answers to the records with these indices."""
+        self.answers.update(zip(indices, answers, strict=True))
+
+    def gather(self) -> None:
+        """Brings together what the processes of a distributed run have."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, (float(self._loss), self._targets, self.answers))
+        self._loss = sum(part[0] for part in parts)
+        self._targets = sum(part[1] for part in parts)
+        self.answers = {index: answer for part in parts for index, answer in part[2].items()}
+
+    def score(self, records: Sequence[Record], metrics: Sequence[Metric]) -> None:
+        """Scores the answers against the references of their records."""
+        indices = sorted(self.answers)
+        chosen = [records[i] for i in indices]
+        answers = [self.answers[i] for i in indices]
+        self.texts = score_texts(answers, [list(record.references) for record in chosen], metrics)
+        self.predictions = [
+            {"prompt": r.prompt, "references": list(r.references), "prediction": answer, "scores": scores}
+            for r, answer, scores in zip(chosen, answers, self.texts.records, strict=True)
+        ]
+
+    def scores(self) -> dict[str, float]:
+        """Bare names to numbers: `loss` in nats a target token, `perplexity`, and the corpus scores of the texts."""
+        scores: dict[str, float] = {}
+        if self._targets:
+            loss = float(self._loss) / self._targets
+            scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        return scores | (self.texts.corpus if self.texts else {})

@@ -1,0 +1,164 @@
+"""Open a pretrained network and its tokenizer: dtype, attention kernel, quantised base.
+
+Nothing here knows of methods, data or Lightning. Whoever opens a network with random weights, or adds
+parameters to one, seeds first: the same seed then gives the same tensors in every process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ftlab.errors import UserError
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a frozen base is held in few bits (bitsandbytes).
+
+    Args:
+        kind: nf4 and fp4 take 4 bits a weight in blocks of 64 (Dettmers et al. 2023, arXiv 2305.14314);
+            int8 is LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339).
+        double: Quantise the blocks' scales too (saves about 0.4 bit a weight; 4-bit kinds only).
+        compute_dtype: Type in which the dequantised weights are multiplied.
+        storage_dtype: Type that the packed 4-bit weights pretend to have (FSDP wants one type for all).
+    """
+
+    kind: Literal["nf4", "fp4", "int8"] = "nf4"
+    double: bool = True
+    compute_dtype: DType = "bfloat16"
+    storage_dtype: Literal["uint8", "float32", "bfloat16", "float16"] = "uint8"
+
+    def config(self) -> BitsAndBytesConfig:
+        """The same in transformers' words."""
+        if self.kind == "int8":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.kind,
+            bnb_4bit_use_double_quant=self.double,
+            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype),
+            bnb_4bit_quant_storage=getattr(torch, self.storage_dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A pretrained causal language model: where it lies and how it is opened.
+
+    Args:
+        path: Directory in Hugging Face layout, or a name on the hub.
+        revision: Branch, tag or commit on the hub.
+        dtype: Type of the weights in memory. For full fine-tuning keep float32 and set `trainer.precision`;
+            a frozen base may be bfloat16.
+        attention: Attention kernel, as transformers names it (sdpa, flash_attention_2, flex_attention, eager).
+        random_weights: Take the architecture alone, with freshly drawn weights: the control that shows what
+            pretraining is worth.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: DType = "float32"
+    attention: str | None = None
+    random_weights: bool = False
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Opens the tokenizer. Raises UserError where there is none."""
+        return self._open(AutoTokenizer, "tokenizer")
+
+    def config(self) -> PreTrainedConfig:
+        """Opens the architecture's description. Raises UserError where there is none."""
+        return self._open(AutoConfig, "config.json")
+
+    def context_length(self) -> int | None:
+        """Longest input in tokens that the network was built for; None where its configuration does not say."""
+        return getattr(self.config(), "max_position_embeddings", None)
+
+    def model(self, quantization: Quantization | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
+        """Opens the network on `device`, its base quantised where asked, in evaluation mode."""
+        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
+        if self.attention:
+            options["attn_implementation"] = self.attention
+        if self.random_weights:
+            if quantization:
+                raise UserError(
+                    "network.random_weights cannot be quantised: choose a method with a full-precision base"
+                )
+            return AutoModelForCausalLM.from_config(self.config(), **options)
+        if quantization:
+            options |= {"quantization_config": quantization.config(), "device_map": {"": device}}
+        model = self._open(AutoModelForCausalLM, "weights", **options)
+        if quantization:
+            _keep_packing(model)
+        return model
+
+    def _open(self, kind: type, what: str, **options: Any) -> Any:
+        local = Path(self.path).is_dir()
+        if local and what == "weights" and not any(Path(self.path).glob("*.safetensors")):
+            raise UserError(f"network.path: {self.path} has no weights (*.safetensors)")
+        try:
+            return kind.from_pretrained(self.path, revision=self.revision, **options)  # type: ignore[attr-defined]
+        except (OSError, ValueError) as error:
+            if local:
+                raise UserError(
+                    f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"
+                ) from error
+            raise UserError(
+                f"network.path: {self.path} is neither a directory nor a network that can be fetched from the hub "
+                f"({_first_line(error)})"
+            ) from error
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """Parameters that are trained, and all: a 4-bit weight counts the weights it stands for, a tied one once."""
+    trained = total = 0
+    for parameter in network.parameters():
+        state = getattr(parameter, "quant_state", None)
+        size = math.prod(state.shape) if state else parameter.numel()
+        total += size
+        trained += size if parameter.requires_grad else 0
+    return trained, total
+
+
+def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a 4-bit weight, its scales too."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        state = getattr(tensor, "quant_state", None)
+        for part in [tensor, *(state.as_dict(packed=True).values() if state else [])]:
+            digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
+
+
+def _keep_packing(model: nn.Module) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights, in place, at the first forward in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16: the frozen base would change under the adapter, evaluation would be rounded
+    otherwise than training (bfloat16 whatever `compute_dtype` says), and layers of a width that is no multiple of 32 fail.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
