@@ -153,11 +153,11 @@ def _keep_packing(model: nn.Module) -> None:
     """Stops bitsandbytes from repacking 4-bit weights, in place, at the first forward in evaluation mode.
 
     It does so on CPUs with AVX512-BF16: the frozen base would change under the adapter, evaluation would be rounded
-    otherwise than training (bfloat16 whatever `compute_dtype` says), and layers of a width that is no multiple of 32 fail.
+    otherwise than training (bfloat16 whatever `compute_dtype` says), and widths that are no multiple of 32 fail.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _first_line(error: Exception) -> str:

@@ -34,8 +34,9 @@ class RunOptions:
     Args:
         root: Directory of all runs.
         experiment: Directory of the runs of one experiment; by default the name of the configuration file.
-        name: The run's own directory; by default a hash of the configuration, so that the same configuration is the same run.
-        checkpoint_every: Optimiser steps between writes of `checkpoints/last.ckpt`; by default only at each validation and at the end.
+        name: The run's own directory; by default a hash of the configuration: the same configuration is the same run.
+        checkpoint_every: Optimiser steps between writes of `checkpoints/last.ckpt`; by default only at the end of an
+            epoch and of training.
     """
 
     root: str = "runs"
@@ -144,8 +145,8 @@ class Run:
             key = differing[0]
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise UserError(
-                f"{self.directory} holds another run: there {key} is {theirs.get(key)!r}, here {ours.get(key)!r}{more}; "
-                "choose another --run.name"
+                f"{self.directory} holds another run: there {key} is {theirs.get(key)!r}, here {ours.get(key)!r}"
+                f"{more}; choose another --run.name"
             )
 
     def add_scores(self, scores: Mapping[str, float]) -> None:

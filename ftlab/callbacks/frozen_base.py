@@ -21,7 +21,7 @@ class FrozenBase(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if frozen_digest(pl_module) != self.digest:
             raise UserError(
-                "the frozen base has changed in training: the method writes to weights that it does not declare as trained"
+                "the frozen base has changed in training: the method writes to weights that it does not train"
             )
 
 

@@ -10,10 +10,12 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
+from ftlab.modules.finetune import log_interval
+
 
 class Throughput(pl.Callback):
-    """Logs `supervised_tokens` and `total_tokens` (since the start, all devices), `tokens_per_second` (all tokens, since the last
-    log, validation left out) and `peak_memory` (bytes on this device)."""
+    """Logs, of all devices together, `supervised_tokens` and `total_tokens` since the start and `tokens_per_second`
+    since the last log (all tokens, time of validation left out), and `peak_memory` in bytes on this device."""
 
     def __init__(self) -> None:
         self.supervised = 0
@@ -46,7 +48,7 @@ class Throughput(pl.Callback):
         self._since = now
         stepped = trainer.global_step != self._step
         self._step = trainer.global_step
-        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+        if stepped and pl_module.global_step % log_interval(trainer) == 0:
             self._log(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

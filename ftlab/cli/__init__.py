@@ -1,4 +1,4 @@
-"""The command line. This page imports nothing heavy: `ftlab --help` answers at once, each verb imports what it needs."""
+"""The command line. Nothing heavy is imported here: `ftlab --help` answers at once, a verb imports what it needs."""
 
 from __future__ import annotations
 

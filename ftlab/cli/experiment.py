@@ -62,6 +62,17 @@ class Experiment(LightningCLI):
         except ArgumentError as error:
             raise UserError(_sentence(error)) from error
 
+    @classmethod
+    def of_run(cls, directory: Path) -> Experiment:
+        """The experiment that a run directory holds.
+
+        Raises:
+            UserError: There is no run.
+        """
+        if not (directory / "config.yaml").is_file():
+            raise UserError(f"there is no run at {directory}: it has no config.yaml")
+        return cls(["-c", str(directory / "config.yaml")])
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run is kept and logged; one seed and one network for module and data."""
         parser.add_argument("--run", type=RunOptions, default=RunOptions())

@@ -43,6 +43,7 @@ def fit(experiment: Experiment) -> None:
             ModelWriter(run).write(module)
         if not trainer.is_global_zero:
             return
+        assert module.network is not None
         trained, total = count_parameters(module.network)
         run.note(
             cost={

@@ -41,7 +41,8 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
         mode = "online" if _logged_in() else "offline"
         if mode == "offline":
             print(
-                f"ftlab: W&B logs offline into {run.directory / 'wandb'}: nobody is logged in (wandb login, or --wandb.mode disabled)",
+                f"ftlab: W&B logs offline into {run.directory / 'wandb'}: nobody is logged in "
+                "(wandb login changes that, --wandb.mode disabled turns it off)",
                 file=sys.stderr,
             )
     run.directory.mkdir(parents=True, exist_ok=True)

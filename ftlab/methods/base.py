@@ -55,7 +55,7 @@ class Method(ABC):
         A group may carry `lr_scale`, by which its learning rate is multiplied.
         """
         trained = [p for p in network.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim >= 2]},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]

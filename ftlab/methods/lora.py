@@ -25,12 +25,13 @@ class LoRA(Peft):
         r: Rank of the update.
         alpha: Scale of the update, which is multiplied by alpha / r; 2 r where none is given.
         dropout: Share of the adapter's inputs that are dropped in training.
-        targets: Layers to adapt: `all-linear` (all but the head), the last parts of their names, or a regular expression.
+        targets: Layers to adapt: `all-linear` (all but the head), last parts of their names, or a regular expression.
         dora: Learn magnitude and direction apart (DoRA, Liu et al. 2024, arXiv 2402.09353).
         rslora: Scale by alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
-        init: Where A and B start. `default` is Kaiming-uniform A, zero B. `pissa` (arXiv 2404.02948; `pissa_niter_16` with fast
-            SVD) and `olora` (arXiv 2406.01775) move a part of the base into the adapter; what is saved is converted to plain
-            LoRA on the original base. `eva` (arXiv 2410.07170) takes A from the layers' inputs on training data.
+        init: Where A and B start. `default` is Kaiming-uniform A, zero B. `pissa` (arXiv 2404.02948; `pissa_niter_16`
+            with fast SVD) and `olora` (arXiv 2406.01775) move a part of the base into the adapter; what is saved is
+            converted to plain LoRA on the original base. `eva` (arXiv 2410.07170) takes A from the layers' inputs on
+            training data.
         ratio: B learns this many times as fast as A (LoRA+, Hayou et al. 2024, arXiv 2402.12354).
         modules_to_save: Layers that are trained whole beside the adapters, such as `lm_head`.
         layers: Numbers of the decoder layers to adapt; all where none is given.
@@ -53,18 +54,18 @@ class LoRA(Peft):
             raise UserError(f"method.r is {r}: a rank is at least 1")
         if init in REWRITES_THE_BASE and (dora or rslora):
             raise UserError(
-                f"method.init {init} together with {'dora' if dora else 'rslora'} has no plain LoRA form on the original "
-                "base: use one of the two"
+                f"method.init {init} together with {'dora' if dora else 'rslora'} has no plain LoRA form on the "
+                "original base: use one of the two"
             )
         super().__init__(
             peft.LoraConfig(
                 r=r,
-                lora_alpha=2 * r if alpha is None else alpha,
+                lora_alpha=2 * r if alpha is None else alpha,  # type: ignore[arg-type]  # peft takes floats
                 lora_dropout=dropout,
                 target_modules=targets,
                 use_dora=dora,
                 use_rslora=rslora,
-                init_lora_weights=True if init == "default" else init,
+                init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]  # pissa_niter_16
                 modules_to_save=modules_to_save,
                 layers_to_transform=layers,
                 eva_config=peft.EvaConfig() if init == "eva" else None,
@@ -102,8 +103,8 @@ class LoRA(Peft):
     def save(self, network: nn.Module, directory: Path) -> None:
         """Writes the adapter for the original base.
 
-        Where the initialisation moved A0 B0 out of the base, the update on the original base is B A - B0 A0: a plain LoRA of
-        twice the rank (peft, `subtract_mutated_init`).
+        Where the initialisation moved B0 A0 out of the base, the update on the original base is B A - B0 A0: a plain
+        LoRA of twice the rank (peft, `subtract_mutated_init`).
         """
         if not self._start:
             return super().save(network, directory)
@@ -118,6 +119,7 @@ class LoRA(Peft):
 
     def _write_start(self, network: peft.PeftModel, directory: Path) -> None:
         config = network.peft_config[network.active_adapter]
+        assert isinstance(config, peft.LoraConfig)
         mutated, config.init_lora_weights = config.init_lora_weights, False
         config.save_pretrained(str(directory))
         config.init_lora_weights = mutated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import peft
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Peft(Method):
 
     def merge(self, network: nn.Module) -> PreTrainedModel:
         assert isinstance(network, peft.PeftModel)
-        tuner = network.base_model
+        tuner: Any = network.base_model
         if not hasattr(tuner, "merge_and_unload"):
             raise UserError(f"{type(self.config).__name__} has no merged form: export the adapter instead")
         if self.quantization:
@@ -58,14 +58,16 @@ class Peft(Method):
         return tuner.merge_and_unload()
 
     def _merge_dequantised(self, network: peft.PeftModel) -> PreTrainedModel:
-        """Merges into the weights that the few bits stand for: merging in place would round the sum to few bits again."""
+        """Merges into the weights that the few bits stand for: in place the sum would be rounded to few bits again."""
         weights = peft.get_peft_model_state_dict(network)
         config = network.peft_config[network.active_adapter]
-        base = network.base_model.unload().dequantize()
+        tuner: Any = network.base_model
+        base = tuner.unload().dequantize()
         base = base.to(next(iter(weights.values())).dtype)
         adapted = peft.get_peft_model(base, config)
         peft.set_peft_model_state_dict(adapted, weights)
-        return adapted.base_model.merge_and_unload()
+        merged: Any = adapted.base_model
+        return merged.merge_and_unload()
 
 
 def linear_layers(network: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ class QLoRA(LoRA):
         r: Rank of the update.
         alpha: Scale of the update, which is multiplied by alpha / r; 2 r where none is given.
         dropout: Share of the adapter's inputs that are dropped in training.
-        targets: Layers to adapt: `all-linear` (all but the head), the last parts of their names, or a regular expression.
+        targets: Layers to adapt: `all-linear` (all but the head), last parts of their names, or a regular expression.
         dora: Learn magnitude and direction apart (DoRA, arXiv 2402.09353).
         rslora: Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
         init: Where A and B start, as for LoRA; those that rewrite the base need a full-precision one.

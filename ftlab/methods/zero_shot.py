@@ -24,7 +24,7 @@ class ZeroShot(Method):
     def save(self, network: nn.Module, directory: Path) -> None:
         """Names the base; there is nothing else to keep."""
         directory.mkdir(parents=True, exist_ok=True)
-        base = {"base_model_name_or_path": network.config.name_or_path}
+        base = {"base_model_name_or_path": network.name_or_path}
         (directory / "base.json").write_text(json.dumps(base, indent=2) + "\n")
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:

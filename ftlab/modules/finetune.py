@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ftlab.networks import Network
 
 if TYPE_CHECKING:
     from ftlab.data import FinetuneData
+    from ftlab.data.records import Split
 
 TEXT_METRICS = ["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match"]
 
@@ -42,11 +42,11 @@ class FinetuneModule(pl.LightningModule):
         network: The pretrained network.
         optimizer: Called with the method's parameter groups.
         schedule: Called with the optimiser and the number of optimiser steps.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory, about a
-            quarter more time.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
+            about a quarter more time.
         decoding: How answers are generated when the network is judged.
-        metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path of a
-            function `(prediction, references) -> float` of your own.
+        metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
+            of a function `(prediction, references) -> float` of your own.
         seed: Seeds new weights and dropout; on the command line it is `seed_everything`.
     """
 
@@ -113,16 +113,16 @@ class FinetuneModule(pl.LightningModule):
         return self.network(**inputs)
 
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross entropy in nats, summed over the targets of `batch`: each label is predicted from what stands before it."""
+        """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
         logits = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return F.cross_entropy(
+        return nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
         )
 
     # ---------------------------------------------------------------- training
 
     def configure_optimizers(self) -> Any:
-        """The injected optimiser over the method's groups, and the schedule over all steps; nothing where nothing is trained."""
+        """The injected optimiser over the method's groups, and the schedule over all steps."""
         if not self.method.trains:
             return None
         assert self.network is not None
@@ -189,9 +189,10 @@ class FinetuneModule(pl.LightningModule):
     ) -> None:
         """Clips by norm, which is computed once and kept for the log, or by value."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        by_norm = gradient_clip_val and gradient_clip_algorithm != "value"
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
+        limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
         # not Lightning's own clipping: it refuses fused optimisers under every kind of mixed precision
-        self._gradient_norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val if by_norm else math.inf)
+        self._gradient_norm = nn.utils.clip_grad_norm_(parameters, limit)
         if gradient_clip_val and not by_norm:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
@@ -202,7 +203,7 @@ class FinetuneModule(pl.LightningModule):
         self._steps_done = self.global_step
         assert self.network is not None
         self.method.after_step(self.network, self.global_step)
-        if self.global_step % self.trainer.log_every_n_steps == 0 or self.global_step == self.trainer.max_steps:
+        if self.global_step % log_interval(self.trainer) == 0 or self.global_step == self.trainer.max_steps:
             self._log_step()
 
     def _log_step(self) -> None:
@@ -280,7 +281,7 @@ class FinetuneModule(pl.LightningModule):
         """Brings the answers of all devices together."""
         self.tally.gather()
 
-    def _conclude(self, prefix: str, split: str) -> None:
+    def _conclude(self, prefix: str, split: Split) -> None:
         self.tally.gather()
         if self.tally.answers:
             self.tally.score(self.data.records(split), self.metrics)
@@ -304,7 +305,7 @@ class FinetuneModule(pl.LightningModule):
             checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another method, base or quantisation, or one with other tensors than are trained here."""
+        """Refuses a checkpoint of another method, base or quantisation, or with other tensors than are trained."""
         theirs, ours = checkpoint.get("ftlab", {}).get("belongs_to"), self._belongs_to()
         if theirs != ours:
             raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
@@ -312,8 +313,8 @@ class FinetuneModule(pl.LightningModule):
         if kept != wanted:
             odd = sorted(kept ^ wanted)
             raise UserError(
-                f"the checkpoint holds {len(kept)} trained tensors, this run trains {len(wanted)}; {odd[0]!r} is on one side "
-                "only: start another run (--run.name)"
+                f"the checkpoint holds {len(kept)} trained tensors, this run trains {len(wanted)}; {odd[0]!r} is on "
+                "one side only: start another run (--run.name)"
             )
         self._random_state = checkpoint["random_state"]
 
@@ -323,3 +324,8 @@ class FinetuneModule(pl.LightningModule):
             "network": self.pretrained.path,
             "base": str(self.method.quantization),
         }
+
+
+def log_interval(trainer: pl.Trainer) -> int:
+    """Optimiser steps between logs."""
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by the trainer's logger connector
