@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}: the verbs are {', '.join(VERBS)}", 2)
     quiet.silence()
+    sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
         return importlib.import_module(_MODULES.get(verb, "ftlab.cli.verbs")).run(verb, rest)
     except UserError as error:

@@ -43,6 +43,9 @@ def fit(experiment: Experiment) -> None:
             ModelWriter(run).write(module)
         if not trainer.is_global_zero:
             return
+        if "val_loss" in trainer.callback_metrics:
+            last = float(trainer.callback_metrics["val_loss"])
+            run.add_scores({"val_loss": min(last, experiment.checkpoints.best_loss)})
         assert module.network is not None
         trained, total = count_parameters(module.network)
         run.note(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from ftlab.runs import Run
@@ -45,23 +46,22 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
                 "(wandb login changes that, --wandb.mode disabled turns it off)",
                 file=sys.stderr,
             )
-    run.directory.mkdir(parents=True, exist_ok=True)
     experiment, name = run.directory.parent.name, run.directory.name
-    return WandbLogger(
-        name=f"{experiment}/{name}",
-        save_dir=str(run.directory),
+    session = wandb.init(
+        mode=mode,  # type: ignore[arg-type]
+        dir=run.directory,
         id=f"{experiment}-{name}".replace("/", "-")[:64],
         resume="allow",
-        mode=mode,
         project=options.project,
         entity=options.entity,
+        name=f"{experiment}/{name}",
         group=options.group or experiment,
         tags=options.tags,
         config=dict(config),
+        settings=wandb.Settings(console="off", silent=True),
     )
+    return WandbLogger(experiment=session)
 
 
 def _logged_in() -> bool:
-    import wandb
-
     return wandb.login(prompt=False, verify=False)

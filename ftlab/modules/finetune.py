@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -239,7 +240,7 @@ class FinetuneModule(pl.LightningModule):
         if "labels" in batch:
             self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
         else:
-            self.tally.add_answers(batch["indices"], self._answers(batch))
+            self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
@@ -247,13 +248,14 @@ class FinetuneModule(pl.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the answers to a batch of prompts to the tally."""
-        self.tally.add_answers(batch["indices"], self._answers(batch))
+        self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
 
-    def _answers(self, batch: dict[str, Any]) -> list[str]:
+    def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         assert self.network is not None
         encoder = self.data.encoder
+        decoding = replace(self.decoding, seed=self.decoding.seed + batch_idx)  # or every batch draws the same numbers
         tokens = generate(
-            self.network, batch["input_ids"], batch["attention_mask"], self.decoding, encoder.stop_ids, encoder.pad_id
+            self.network, batch["input_ids"], batch["attention_mask"], decoding, encoder.stop_ids, encoder.pad_id
         )
         return [encoder.decode(answer) for answer in tokens]
 

@@ -9,10 +9,10 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 
-def paged_adamw_8bit(
-    params: Iterable[Any], lr: float = 2e-4, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999)
-) -> Optimizer:
+class PagedAdamW(Optimizer):
     """AdamW with 8-bit states in paged memory on CUDA (Dettmers et al. 2022, 2023), torch's fused AdamW elsewhere.
+
+    What is made is one of the two; bitsandbytes has no 8-bit states on the CPU.
 
     Args:
         params: Parameters or groups of them.
@@ -20,8 +20,25 @@ def paged_adamw_8bit(
         weight_decay: Decoupled weight decay.
         betas: Decay of the running mean and of the running square of the gradient.
     """
-    if torch.cuda.is_available():
-        from bitsandbytes.optim import PagedAdamW8bit
 
-        return PagedAdamW8bit(params, lr=lr, weight_decay=weight_decay, betas=betas)
-    return AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+    def __new__(  # type: ignore[misc]
+        cls,
+        params: Iterable[Any],
+        lr: float = 2e-4,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> Optimizer:
+        if torch.cuda.is_available():
+            from bitsandbytes.optim import PagedAdamW8bit
+
+            return PagedAdamW8bit(params, lr=lr, weight_decay=weight_decay, betas=betas)
+        return AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 2e-4,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        raise AssertionError("never called: __new__ returns another class's instance")

@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made from the lock (constraints.txt) the first time it is needed.
+
+PYTHON ?= python3
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test check lock clean
+
+INSTALLED := .venv/.installed
+# Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
+PYTEST := env -u WANDB_MODE -u WANDB_API_KEY NETRC=/dev/null HF_HUB_OFFLINE=1 .venv/bin/python -m pytest
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z%-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(INSTALLED)  ## train and compare zero-shot, full, LoRA and QLoRA on what ships with ftlab
+	HF_HUB_OFFLINE=1 .venv/bin/python scripts/demo.py
+
+test: check  ## check, then the default tests
+	$(PYTEST)
+
+test-%: $(INSTALLED)  ## the tests of one marker: test-resume, test-slurm, test-slow, test-gpu
+	$(PYTEST) -m $* || [ $$? -eq 5 ]  # 5: there are none
+
+check: $(INSTALLED)  ## ruff (lint and format) and mypy
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy ftlab
+
+# To upgrade: .venv/bin/pip install --upgrade PACKAGE, then make lock, then make test.
+lock:  ## write constraints.txt from what is installed in .venv
+	{ sed '/^#/!d' constraints.txt; .venv/bin/pip freeze --exclude ftlab | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+
+clean:  ## remove .venv and caches; runs stay
+	rm -rf .venv ftlab.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find ftlab scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ftlab needs Python 3.11 or later: name one, as in make PYTHON=python3.12" >&2; exit 1; }
+	@[ -x .venv/bin/pip ] || $(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu, install python3-venv first" >&2; exit 1; }
+	@echo "Installing what constraints.txt names into .venv: some minutes the first time"
+	@.venv/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
