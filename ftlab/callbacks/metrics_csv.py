@@ -6,13 +6,14 @@ import csv
 import io
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
 from ftlab.runs import Run, write_atomically
 
 
-class MetricsCSV(Logger):
-    """Writes `metrics.csv` of a run.
+class MetricsCSV(Logger, pl.Callback):
+    """Writes `metrics.csv` of a run: a logger, and the callback that rolls it back to where training goes on.
 
     Args:
         run: The run; rows that are there are kept up to the step at which training goes on.
@@ -39,6 +40,9 @@ class MetricsCSV(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml holds them."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start_from(trainer.global_step)
 
     def start_from(self, step: int) -> None:
         """Forgets what an interrupted run logged after the checkpoint at `step`."""

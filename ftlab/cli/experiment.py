@@ -102,7 +102,7 @@ class Experiment(LightningCLI):
         self.curves = MetricsCSV(self.run)
         self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoint_every)
         self.throughput = Throughput()
-        callbacks = [self.throughput, FrozenBase(), self.checkpoints, ModelWriter(self.run)]
+        callbacks = [self.curves, self.throughput, FrozenBase(), self.checkpoints, ModelWriter(self.run)]
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar(refresh_rate=20))
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]

@@ -68,14 +68,14 @@ def fit(experiment: Experiment) -> None:
 
 def validate(experiment: Experiment) -> None:
     """Scores the validation records with the run's best weights; `val_…` go into scores.json."""
-    checkpoint = experiment.trained_checkpoint()
+    checkpoint = _to_judge(experiment)
     experiment.trainer.validate(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
     _keep_scores(experiment, "val", "validation")
 
 
 def test(experiment: Experiment) -> None:
     """Scores the test records with the run's best weights; `test_…` go into scores.json."""
-    checkpoint = experiment.trained_checkpoint()
+    checkpoint = _to_judge(experiment)
     if experiment.datamodule.scored_split != "test":
         _say(f"{experiment.datamodule.path} has no test records: scoring the validation records")
     experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
@@ -84,7 +84,7 @@ def test(experiment: Experiment) -> None:
 
 def predict(experiment: Experiment) -> None:
     """Answers every prompt of the data with the run's best weights, into predictions/predict.jsonl."""
-    checkpoint = experiment.trained_checkpoint()
+    checkpoint = _to_judge(experiment)
     experiment.trainer.predict(experiment.model, experiment.datamodule, ckpt_path=checkpoint, return_predictions=False)
     if experiment.trainer.is_global_zero:
         records = experiment.datamodule.records(experiment.datamodule.scored_split)
@@ -94,6 +94,12 @@ def predict(experiment: Experiment) -> None:
             for i in sorted(answers)
         ]
         print(experiment.run.write_predictions("predict", rows))
+
+
+def _to_judge(experiment: Experiment) -> str | None:
+    """The weights to judge; what is logged meanwhile is no part of the training's curves."""
+    experiment.trainer.loggers = []
+    return experiment.trained_checkpoint()
 
 
 def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
