@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -105,7 +106,12 @@ class Network:
             return AutoModelForCausalLM.from_config(self.config(), **options)
         if quantization:
             options |= {"quantization_config": quantization.config(), "device_map": {"": device}}
-        model = self._open(AutoModelForCausalLM, "weights", **options)
+        model, loading = self._open(AutoModelForCausalLM, "weights", output_loading_info=True, **options)
+        if loading["missing_keys"]:  # transformers draws them at random and warns
+            raise UserError(
+                f"network.path: the weights in {self.path} lack {sorted(loading['missing_keys'])[0]!r} and "
+                f"{len(loading['missing_keys']) - 1} more tensors that config.json describes: get them whole"
+            )
         if quantization:
             _keep_packing(model)
         return model
@@ -116,7 +122,7 @@ class Network:
             raise UserError(f"network.path: {self.path} has no weights (*.safetensors)")
         try:
             return kind.from_pretrained(self.path, revision=self.revision, **options)  # type: ignore[attr-defined]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             if local:
                 raise UserError(
                     f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"
@@ -136,6 +142,18 @@ def count_parameters(network: nn.Module) -> tuple[int, int]:
         total += size
         trained += size if parameter.requires_grad else 0
     return trained, total
+
+
+def frozen_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters that are not trained, and the scales of int8 weights, which bitsandbytes moves about."""
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            yield name, parameter
+    for name, module in network.named_modules():
+        scales = getattr(getattr(module, "weight", None), "SCB", None)  # until the first forward
+        scales = getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
+        if isinstance(scales, torch.Tensor):
+            yield f"{name}.SCB", scales
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

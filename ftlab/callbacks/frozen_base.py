@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from torch import nn
 
 from ftlab.errors import UserError
-from ftlab.networks import fingerprint
+from ftlab.networks import fingerprint, frozen_tensors
 
 
 class FrozenBase(pl.Callback):
@@ -26,5 +26,5 @@ class FrozenBase(pl.Callback):
 
 
 def frozen_digest(network: nn.Module) -> str:
-    """The fingerprint of the parameters that are not trained."""
-    return fingerprint((name, p) for name, p in network.named_parameters() if not p.requires_grad)
+    """The fingerprint of what is not trained."""
+    return fingerprint(frozen_tensors(network))

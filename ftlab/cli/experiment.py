@@ -94,7 +94,7 @@ class Experiment(LightningCLI):
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, links left out."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with what every run has: its directory, its loggers and callbacks."""

@@ -28,7 +28,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
     experiment = Experiment.of_run(options.run)
     network = experiment.open_trained()
-    decoding = parser.instantiate_classes(options).decoding or experiment.model.decoding
+    decoding = parser.instantiate(options).decoding or experiment.model.decoding
     chat = _Answerer(network, experiment.datamodule.encoder, decoding, options.batch_size)
     if options.file:
         for prompt, answer in chat.answer_all(_prompts(options.file)):

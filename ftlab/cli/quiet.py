@@ -18,6 +18,7 @@ _LOG_LINES = [
     ("lightning.fabric.utilities.seed", "Seed set to"),
     ("lightning.pytorch.utilities.rank_zero", "GPU available"),
     ("lightning.pytorch.utilities.rank_zero", "TPU available"),
+    ("lightning.pytorch.utilities.rank_zero", "Using bfloat16"),
     # advertising
     ("lightning.pytorch.utilities.rank_zero", "💡 Tip"),
     # ftlab says itself where it goes on and where it stops
@@ -32,6 +33,9 @@ _WARNINGS = [
     # Lightning of torch's pytrees, and transformers and peft of each other: nothing the user called
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*is_gradient_checkpointing. is deprecated.*",
+    # Lightning of jsonargparse
+    r"(?s).*By default only one JsonargparseDeprecationWarning.*",
+    r"(?s).*``instantiate_classes`` was deprecated.*",
     # batches are put together from memory: workers would cost more than they bring
     r".*does not have many workers.*",
     # short runs log at the interval that they ask for

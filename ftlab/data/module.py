@@ -44,7 +44,8 @@ class FinetuneData(LightningDataModule):
         overflow: What becomes of a longer record: refuse stops with its name, drop leaves it out, truncate cuts the
             front of the prompt.
         batch_size: Records of a training batch on one device.
-        eval_batch_size: Records of an evaluation batch on one device.
+        eval_batch_size: Records of an evaluation batch on one device; by default as in training, so that judging takes
+            no more memory.
         validation_share: Share of the prompts carved out for validation where no file is given for it.
         test_share: Share of the prompts of a single file carved out for test.
         validation_limit: Most rows that validation during training takes, evenly spaced over the split.
@@ -63,7 +64,7 @@ class FinetuneData(LightningDataModule):
         max_length: int | None = None,
         overflow: Overflow = "refuse",
         batch_size: int = 8,
-        eval_batch_size: int = 32,
+        eval_batch_size: int | None = None,
         validation_share: float = 0.05,
         test_share: float = 0.05,
         validation_limit: int | None = None,
@@ -93,7 +94,7 @@ class FinetuneData(LightningDataModule):
         self.max_length = max_length
         self.overflow = overflow
         self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
         self.validation_share = validation_share
         self.test_share = test_share
         self.validation_limit = validation_limit

@@ -45,10 +45,15 @@ class Full(Method):
         network.save_pretrained(directory)
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
+        wanted = {name for name, _ in network.named_parameters()}
         for shard in sorted(directory.glob("*.safetensors")):
-            unknown = network.load_state_dict(load_file(shard), strict=False).unexpected_keys
+            weights = load_file(shard)
+            unknown = network.load_state_dict(weights, strict=False).unexpected_keys
             if unknown:
                 raise UserError(f"{shard} holds weights that the network does not have, {unknown[0]!r} among them")
+            wanted -= set(weights)
+        if wanted:
+            raise UserError(f"{directory} lacks weights that the network has, {min(wanted)!r} among them")
         network.tie_weights()
         return network
 

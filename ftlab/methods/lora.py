@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.methods.peft import Peft
+from ftlab.methods.peft import Peft, linear_layers
 
 REWRITES_THE_BASE = ("pissa", "pissa_niter_16", "olora")
 
@@ -67,10 +67,12 @@ class LoRA(Peft):
                 use_rslora=rslora,
                 init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]  # pissa_niter_16
                 modules_to_save=modules_to_save,
-                layers_to_transform=layers,
                 eva_config=peft.EvaConfig() if init == "eva" else None,
             )
         )
+        if layers is not None and isinstance(targets, str) and targets != "all-linear":
+            raise UserError("method.layers goes with targets by name or all-linear: put the numbers into the expression")
+        self.layers = layers
         self.init = init
         self.ratio = ratio
         self.needs_batches = init == "eva"
@@ -84,7 +86,8 @@ class LoRA(Peft):
         if self.init == "eva":
             if batches is None:
                 raise UserError("method.init eva needs training data: give data.path")
-            peft.initialize_lora_eva_weights(adapted, batches, show_progress_bar=False)
+            # a list, as peft asks for its length and goes through it more than once
+            peft.initialize_lora_eva_weights(adapted, list(batches), show_progress_bar=False)
             for parameter in adapted.parameters():
                 if parameter.requires_grad:  # it leaves them in the type of the activations, which may be bfloat16
                     parameter.data = parameter.data.float()
@@ -92,13 +95,34 @@ class LoRA(Peft):
             self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
         return adapted
 
+    def config_for(self, network: PreTrainedModel) -> peft.PeftConfig:
+        config = super().config_for(network)
+        assert isinstance(config, peft.LoraConfig)
+        if self.layers is not None:
+            missing = sorted(set(self.layers) - set(range(network.config.num_hidden_layers)))
+            if missing:
+                raise UserError(
+                    f"method.layers: there is no layer {missing[0]}, they are numbered from 0 to "
+                    f"{network.config.num_hidden_layers - 1}"
+                )
+            config.layers_to_transform = self.layers
+            if config.target_modules == "all-linear":  # peft takes numbers with names only
+                head = {name for name, module in network.named_modules() if module is network.get_output_embeddings()}
+                config.target_modules = [name for name in linear_layers(network) if name not in head]
+        return config
+
     def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """LoRA+: B learns `ratio` times as fast as A (Hayou et al. 2024, arXiv 2402.12354)."""
+        groups = super().param_groups(network)
         if self.ratio == 1.0:
-            return super().param_groups(network)
-        b = [p for n, p in network.named_parameters() if p.requires_grad and "lora_B" in n]
-        rest = [p for n, p in network.named_parameters() if p.requires_grad and "lora_B" not in n]
-        return [{"params": rest}, {"params": b, "lr_scale": self.ratio}]
+            return groups
+        b = {id(parameter) for name, parameter in network.named_parameters() if "lora_B" in name}
+        split = [
+            group | {"params": [p for p in group["params"] if (id(p) in b) == is_b]} | scale
+            for group in groups
+            for is_b, scale in ((False, {}), (True, {"lr_scale": self.ratio}))
+        ]
+        return [group for group in split if group["params"]]
 
     def save(self, network: nn.Module, directory: Path) -> None:
         """Writes the adapter for the original base.

@@ -318,6 +318,13 @@ class FinetuneModule(pl.LightningModule):
                 f"the checkpoint holds {len(kept)} trained tensors, this run trains {len(wanted)}; {odd[0]!r} is on "
                 "one side only: start another run (--run.name)"
             )
+        ours_now = self.state_dict()
+        for name, tensor in checkpoint["state_dict"].items():
+            if tensor.shape != ours_now[name].shape:
+                raise UserError(
+                    f"the checkpoint holds {name} in shape {tuple(tensor.shape)}, this run trains it in shape "
+                    f"{tuple(ours_now[name].shape)}: start another run (--run.name)"
+                )
         self._random_state = checkpoint["random_state"]
 
     def _belongs_to(self) -> dict[str, str]:
