@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.experiment import Experiment
+from ftlab.errors import UserError
 from ftlab.networks import count_parameters
 
 
@@ -28,6 +29,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 def fit(experiment: Experiment) -> None:
     """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`."""
     run, module, trainer = experiment.run, experiment.model, experiment.trainer
+    ends = experiment.config.trainer
+    if module.method.trains and ends.max_epochs is None and ends.max_steps == -1 and ends.max_time is None:
+        raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
     with run.claimed(experiment.resolved()):
         if run.finished:
             _say(f"{run.directory} has finished; another --run.name repeats it")
@@ -69,6 +73,7 @@ def fit(experiment: Experiment) -> None:
 def validate(experiment: Experiment) -> None:
     """Scores the validation records with the run's best weights; `val_…` go into scores.json."""
     checkpoint = _to_judge(experiment)
+    experiment.datamodule.answers_in_validation = True
     experiment.trainer.validate(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
     _keep_scores(experiment, "val", "validation")
 

@@ -101,6 +101,8 @@ class FinetuneData(LightningDataModule):
         self.test_limit = test_limit
         self.workers = workers
         self.seed = seed
+        self.answers_in_validation = False
+        """Whether validation judges answers beside the loss: too slow in the course of training."""
         self._fitted: dict[Split, Encoded] = {}
         self._scored: dict[Split, tuple[list[Record], list[Example]]] = {}
 
@@ -136,7 +138,7 @@ class FinetuneData(LightningDataModule):
         if stage in (None, "fit"):
             self._encoded("train")
         if stage == "validate" or (stage in (None, "fit") and self.has_split("validation")):
-            self._encoded("validation")
+            _ = self._scoring("validation") if self.answers_in_validation else self._encoded("validation")
         if stage in ("test", "predict"):
             self._scoring(self.scored_split)
 
@@ -177,8 +179,13 @@ class FinetuneData(LightningDataModule):
             )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Rows for the loss alone, this rank's share; no loader where there is no validation."""
-        return self._rows_loader(self.rows("validation")) if self.has_split("validation") else []
+        """Rows for the loss, this rank's share, and the prompts where `answers_in_validation`; nothing without
+        validation."""
+        if not self.has_split("validation"):
+            return []
+        if self.answers_in_validation:
+            return self.scoring_loaders("validation")
+        return self._rows_loader(self.rows("validation"))
 
     def test_dataloader(self) -> list[DataLoader]:
         """`scoring_loaders` of `scored_split`."""
