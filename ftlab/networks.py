@@ -150,7 +150,8 @@ def frozen_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         if not parameter.requires_grad:
             yield name, parameter
     for name, module in network.named_modules():
-        scales = getattr(getattr(module, "weight", None), "SCB", None)  # until the first forward
+        # own parameters only: a wrapper's `weight` is that of the layer in it
+        scales = getattr(module._parameters.get("weight"), "SCB", None)  # until the first forward
         scales = getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
         if isinstance(scales, torch.Tensor):
             yield f"{name}.SCB", scales

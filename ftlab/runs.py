@@ -44,6 +44,13 @@ class RunOptions:
     name: str | None = None
     checkpoint_every: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise UserError(f"run.checkpoint_every is {self.checkpoint_every}: give a number of steps from 1 on")
+        for key, name in {"experiment": self.experiment, "name": self.name}.items():
+            if name and (Path(name).name != name or name.startswith(".")):
+                raise UserError(f"run.{key} is {name!r}: give the name of one directory, without / or a leading dot")
+
 
 # What says where results go, or how they are shown: it does not make another run.
 _NOT_PART_OF_A_RUN = (
@@ -149,6 +156,14 @@ class Run:
                 f"{more}; choose another --run.name"
             )
 
+    def model_digests(self) -> dict[str, str]:
+        """The digest of every file under `model/` (BLAKE2b, 16 hex digits)."""
+        digests = {}
+        for path in sorted(self.model.iterdir()):
+            with path.open("rb") as file:
+                digests[path.name] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+        return digests
+
     def add_scores(self, scores: Mapping[str, float]) -> None:
         """Writes scores beside those that are there; a score of the same name is replaced."""
         known = json.loads(self.scores.read_text()) if self.scores.is_file() else {}
@@ -165,11 +180,14 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes `text` so that whoever reads `path` finds all of it or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

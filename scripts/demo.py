@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ftlab.cli import main as ftlab
 from ftlab.runs import Run
@@ -82,12 +83,12 @@ def table(results: list[Result]) -> Table:
     return table
 
 
-def show_answers(results: list[Result]) -> None:
+def show_answers(results: list[Result], console: Console) -> None:
     """The first test records with every method's answer."""
     answers = {result.method: result.answers() for result in results}
     for number in range(RECORDS_SHOWN):
         record = answers["zeroshot"][number]
-        rich.print(f"\n[dim]{record['prompt']}[/dim]")
+        console.print(Text(f"\n{record['prompt']}", style="dim"))
         print(f"  {'reference':<10} {record['references'][0]}")
         for method, rows in answers.items():
             print(f"  {METHODS[method]:<10} {' '.join(rows[number]['prediction'].split())}")
@@ -101,12 +102,15 @@ def main() -> None:
     results = []
     for number, method in enumerate(METHODS, 1):
         experiment = f"demo_{method}"
-        print(f"\n[{number}/{len(METHODS)}] {METHODS[method]}: experiments/{experiment}.yaml", file=sys.stderr, flush=True)
+        print(
+            f"\n[{number}/{len(METHODS)}] {METHODS[method]}: experiments/{experiment}.yaml", file=sys.stderr, flush=True
+        )
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             seconds = process.submit(fit_and_test, experiment, arguments.root, options).result()
         results.append(Result(method, Run(Path(arguments.root) / experiment / "demo"), seconds))
-    rich.print(table(results))
-    show_answers(results)
+    console = Console()
+    console.print(table(results))
+    show_answers(results, console)
     print("\nThe runs are in " + ", ".join(str(result.run.directory) for result in results))
 
 

@@ -52,4 +52,6 @@ class Checkpoints(Checkpoint):
 
     def _save_last(self, trainer: pl.Trainer) -> None:
         self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()  # a resume goes on from here: so must the curves
         trainer.save_checkpoint(self.run.last)

@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import rich
+from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
-from ftlab.cli.experiment import Experiment
+from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.errors import UserError
 from ftlab.networks import count_parameters
 
@@ -22,7 +22,8 @@ from ftlab.networks import count_parameters
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
     verbs = {"fit": fit, "validate": validate, "test": test, "predict": predict}
-    verbs[verb](Experiment(arguments))
+    with trainer_refusals():
+        verbs[verb](Experiment(arguments, verb))
     return 0
 
 
@@ -39,9 +40,10 @@ def fit(experiment: Experiment) -> None:
         experiment.datamodule.setup("fit")
         experiment.log_to_wandb()
         started = time.perf_counter()
-        run.note(state="running", started=_now(), command=sys.argv, versions=_versions())
+        if trainer.is_global_zero:
+            run.note(state="running", started=_now(), command=sys.argv, versions=_versions())
         if module.method.trains:
-            trainer.fit(module, experiment.datamodule, ckpt_path=str(run.last) if run.last.is_file() else None)
+            train(experiment)
         else:
             trainer.validate(module, experiment.datamodule, verbose=False)
             ModelWriter(run).write(module)
@@ -64,10 +66,28 @@ def fit(experiment: Experiment) -> None:
                 "total_tokens": experiment.throughput.total,
             },
             data=experiment.datamodule.summary(),
-            state="finished" if not trainer.interrupted else "interrupted",
+            model=run.model_digests(),
+            state="finished",
             ended=_now(),
         )
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
+
+
+def train(experiment: Experiment) -> None:
+    """Trains from the last checkpoint, or from the start.
+
+    Raises:
+        KeyboardInterrupt: The user has stopped it.
+    """
+    run = experiment.run
+    last = str(run.last) if run.last.is_file() else None
+    try:
+        experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=last)
+    except SystemExit as stop:  # Lightning's answer to SIGINT, after its callbacks and loggers have closed
+        if not run.last.is_file():
+            raise KeyboardInterrupt("stopped before the first checkpoint: the same command starts anew") from stop
+        run.note(state="interrupted", ended=_now())
+        raise KeyboardInterrupt(f"stopped: the same command goes on from {run.last}") from stop
 
 
 def validate(experiment: Experiment) -> None:
@@ -92,7 +112,7 @@ def predict(experiment: Experiment) -> None:
     checkpoint = _to_judge(experiment)
     experiment.trainer.predict(experiment.model, experiment.datamodule, ckpt_path=checkpoint, return_predictions=False)
     if experiment.trainer.is_global_zero:
-        records = experiment.datamodule.records(experiment.datamodule.scored_split)
+        records = experiment.datamodule.prompts
         answers = experiment.model.tally.answers
         rows = [
             {"prompt": records[i].prompt, "references": list(records[i].references), "prediction": answers[i]}
@@ -113,13 +133,14 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
     tally = experiment.model.tally
     scores = {f"{prefix}_{name}": value for name, value in tally.scores().items()}
     experiment.run.add_scores(scores)
-    experiment.run.write_predictions(split, tally.predictions)
+    if tally.predictions:
+        experiment.run.write_predictions(split, tally.predictions)
     if tally.texts:
         experiment.run.note(signatures=tally.texts.signatures)
     table = Table("score", "value", title=str(experiment.run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    rich.print(table)
+    Console().print(table)  # not rich.print: Lightning's bar moves that to standard error
 
 
 def _say(sentence: str) -> None:

@@ -71,7 +71,9 @@ class LoRA(Peft):
             )
         )
         if layers is not None and isinstance(targets, str) and targets != "all-linear":
-            raise UserError("method.layers goes with targets by name or all-linear: put the numbers into the expression")
+            raise UserError(
+                "method.layers goes with targets by name or all-linear: put the numbers into the expression"
+            )
         self.layers = layers
         self.init = init
         self.ratio = ratio

@@ -97,7 +97,6 @@ class FinetuneModule(pl.LightningModule):
         quantization = self.method.quantization
         device = self.trainer.strategy.root_device
         network = self.pretrained.model(quantization, device if quantization else "cpu")
-        network.config.use_cache = False
         batches = self._batches(device) if self.method.needs_batches else None
         adapted = self.method.adapt(network, batches)
         if self.gradient_checkpointing:
@@ -108,14 +107,16 @@ class FinetuneModule(pl.LightningModule):
         for batch in self.data.batches():
             yield {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
 
-    def forward(self, **inputs: Tensor) -> Any:
+    def forward(self, **inputs: Any) -> Any:
         """The network's own forward."""
         assert self.network is not None
         return self.network(**inputs)
 
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
-        logits = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        # said here and not in the network's configuration, which is saved with its weights
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        logits = self(**inputs).logits
         return nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
         )
@@ -127,7 +128,11 @@ class FinetuneModule(pl.LightningModule):
         if not self.method.trains:
             return None
         assert self.network is not None
-        optimizer = self.optimizer(self.method.param_groups(self.network))
+        groups = self.method.param_groups(self.network)
+        try:
+            optimizer = self.optimizer(groups)
+        except ValueError as error:  # such as a negative rate
+            raise UserError(f"model.optimizer: {' '.join(str(error).split())}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         scheduler = self.schedule(optimizer, self.total_steps())
@@ -157,12 +162,22 @@ class FinetuneModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
         self._steps_done = self.global_step
-        if self._random_state:
-            torch.set_rng_state(self._random_state["cpu"].cpu())
-            if "cuda" in self._random_state:
-                torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
-        else:
+        if not self._random_state:
             torch.manual_seed(self.seed + 1 + self.global_rank)
+            self.on_after_backward()
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Dropout goes on where the last batch left it: loaders, too, draw whenever they start, and only some do on
+        a resume."""
+        torch.set_rng_state(self._random_state["cpu"].cpu())
+        if "cuda" in self._random_state:
+            torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
+
+    def on_after_backward(self) -> None:
+        """Notes where the random numbers of training stand."""
+        self._random_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            self._random_state["cuda"] = torch.cuda.get_rng_state()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the summed loss, times what Lightning is about to divide by."""
@@ -302,9 +317,8 @@ class FinetuneModule(pl.LightningModule):
         kept = self._checkpointed()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
         checkpoint["ftlab"] = {"belongs_to": self._belongs_to()}
-        checkpoint["random_state"] = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            checkpoint["random_state"]["cuda"] = torch.cuda.get_rng_state()
+        checkpoint["random_state"] = self._random_state
+        checkpoint["log_window"] = {"loss": float(self._logged_loss), "targets": self._logged_targets}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, base or quantisation, or with other tensors than are trained."""
@@ -326,6 +340,8 @@ class FinetuneModule(pl.LightningModule):
                     f"{tuple(ours_now[name].shape)}: start another run (--run.name)"
                 )
         self._random_state = checkpoint["random_state"]
+        self._logged_loss = checkpoint["log_window"]["loss"]
+        self._logged_targets = checkpoint["log_window"]["targets"]
 
     def _belongs_to(self) -> dict[str, str]:
         return {
