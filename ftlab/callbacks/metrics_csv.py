@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from ftlab.runs import Run, write_atomically
 
@@ -48,6 +49,7 @@ class MetricsCSV(Logger, pl.Callback):
         """Forgets what an interrupted run logged after the checkpoint at `step`."""
         self._rows = {s: row for s, row in self._rows.items() if s <= step}
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Adds to the row of `step`."""
         row = self._rows.setdefault(step or 0, {"step": step or 0})
@@ -56,6 +58,7 @@ class MetricsCSV(Logger, pl.Callback):
         if self._unwritten >= self.every:
             self.save()
 
+    @rank_zero_only
     def save(self) -> None:
         """Writes the file."""
         if not self._unwritten:

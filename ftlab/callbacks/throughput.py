@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from ftlab.modules.finetune import log_interval
+from ftlab.modules.finetune import FinetuneModule, log_interval
 
 
 class Throughput(pl.Callback):
@@ -49,12 +49,13 @@ class Throughput(pl.Callback):
         stepped = trainer.global_step != self._step
         self._step = trainer.global_step
         if stepped and pl_module.global_step % log_interval(trainer) == 0:
+            assert isinstance(pl_module, FinetuneModule)
             self._log(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
 
-    def _log(self, pl_module: pl.LightningModule) -> None:
+    def _log(self, pl_module: FinetuneModule) -> None:
         counts = torch.tensor([self.supervised, self.total, self.total - self._total_then], dtype=torch.float64)
         if dist.is_available() and dist.is_initialized():
             counts = counts.to(pl_module.device)
@@ -62,15 +63,13 @@ class Throughput(pl.Callback):
         supervised, total, since = counts.tolist()
         rate = since / max(1e-9, self.seconds - self._seconds_then)
         self._total_then, self._seconds_then = self.total, self.seconds
-        pl_module.log_dict(
-            {
-                "supervised_tokens": supervised,
-                "total_tokens": total,
-                "tokens_per_second": rate,
-                "peak_memory": float(peak_memory(pl_module.device)),
-                "step": float(pl_module.global_step),
-            }
-        )
+        metrics = {
+            "supervised_tokens": supervised,
+            "total_tokens": total,
+            "tokens_per_second": rate,
+            "peak_memory": float(peak_memory(pl_module.device)),
+        }
+        pl_module.log_curves(metrics, pl_module.global_step)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import resolve_metrics
 from ftlab.methods import Method
 from ftlab.methods.base import trained_names
+from ftlab.modules.devices import gathered
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network
@@ -75,7 +76,6 @@ class FinetuneModule(pl.LightningModule):
         self.network: nn.Module | None = None
         self.tally = Tally()
         self._step_targets = 0  # target tokens of the optimiser step under way, on this device
-        self._steps_done = 0
         self._logged_loss: Tensor | float = 0.0  # sums since the last log
         self._logged_targets = 0
         self._gradient_norm: Tensor | None = None
@@ -161,7 +161,6 @@ class FinetuneModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
-        self._steps_done = self.global_step
         if not self._random_state:
             torch.manual_seed(self.seed + 1 + self.global_rank)
             self.on_after_backward()
@@ -212,33 +211,36 @@ class FinetuneModule(pl.LightningModule):
         if gradient_clip_val and not by_norm:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
-    def on_train_batch_end(self, outputs: Any, batch: dict[str, Any], batch_idx: int) -> None:
-        """After an optimiser step: the method's hook, and every `log_every_n_steps` the log."""
-        if self.global_step == self._steps_done:  # inside an accumulation window
-            return
-        self._steps_done = self.global_step
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Steps, then calls the method's hook and writes the curves: a checkpoint of this step holds both."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         assert self.network is not None
-        self.method.after_step(self.network, self.global_step)
-        if self.global_step % log_interval(self.trainer) == 0 or self.global_step == self.trainer.max_steps:
-            self._log_step()
+        step = self.global_step + 1  # Lightning counts when this hook returns
+        self.method.after_step(self.network, step)
+        if step % log_interval(self.trainer) == 0 or step == self.trainer.max_steps:
+            self._log_step(step)
 
-    def _log_step(self) -> None:
-        sums = torch.stack(
-            [torch.as_tensor(self._logged_loss).double().cpu(), torch.tensor(float(self._logged_targets))]
-        )
+    def _log_step(self, step: int) -> None:
+        sums = torch.tensor([float(self._logged_loss), self._logged_targets], dtype=torch.float64)
         loss_sum, targets = self._over_devices(sums).tolist()
         self._logged_loss, self._logged_targets = 0.0, 0
-        loss, norm = (
-            loss_sum / max(1.0, targets),
-            float(self._gradient_norm if self._gradient_norm is not None else 0.0),
-        )
+        assert self._gradient_norm is not None
+        loss, norm = loss_sum / max(1.0, targets), float(self._gradient_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
-                f"training has diverged: at step {self.global_step} the loss is {loss} and the gradient norm {norm}; "
-                "lower the optimiser's lr, or raise schedule.warmup"
+                f"training has diverged: at step {step} the loss is {loss} and the gradient norm {norm}; lower the "
+                "optimiser's lr, or raise schedule.warmup"
             )
-        self.log("train_loss", loss, prog_bar=True)
-        self.log_dict({"grad_norm": norm, "lr": self._rate, "step": float(self.global_step)})
+        self.log_curves({"train_loss": loss, "grad_norm": norm, "lr": self._rate}, step)
+        self.log("train_loss", loss, prog_bar=True, logger=False)
+        self.log("grad_norm", norm, logger=False)
+
+    def log_curves(self, metrics: dict[str, float], step: int) -> None:
+        """Writes to every logger at once; what goes through `self.log` reaches them only after the checkpoints."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step)
 
     def _over_devices(self, sums: Tensor) -> Tensor:
         """`sums` (any shape, on the CPU) added over all devices."""
@@ -317,8 +319,13 @@ class FinetuneModule(pl.LightningModule):
         kept = self._checkpointed()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
         checkpoint["ftlab"] = {"belongs_to": self._belongs_to()}
-        checkpoint["random_state"] = self._random_state
-        checkpoint["log_window"] = {"loss": float(self._logged_loss), "targets": self._logged_targets}
+        checkpoint["by_rank"] = gathered(
+            {
+                "random_state": self._random_state,
+                "logged_loss": float(self._logged_loss),
+                "logged_targets": self._logged_targets,
+            }
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, base or quantisation, or with other tensors than are trained."""
@@ -339,9 +346,10 @@ class FinetuneModule(pl.LightningModule):
                     f"the checkpoint holds {name} in shape {tuple(tensor.shape)}, this run trains it in shape "
                     f"{tuple(ours_now[name].shape)}: start another run (--run.name)"
                 )
-        self._random_state = checkpoint["random_state"]
-        self._logged_loss = checkpoint["log_window"]["loss"]
-        self._logged_targets = checkpoint["log_window"]["targets"]
+        if self.global_rank < len(checkpoint["by_rank"]):
+            here = checkpoint["by_rank"][self.global_rank]
+            self._random_state = here["random_state"]
+            self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
 
     def _belongs_to(self) -> dict[str, str]:
         return {

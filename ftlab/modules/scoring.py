@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ftlab.evaluation.text_metrics import Metric, Scores, score_texts
+from ftlab.modules.devices import gathered
 
 if TYPE_CHECKING:
     from ftlab.data import Record
@@ -38,10 +38,7 @@ class Tally:
 
     def gather(self) -> None:
         """Brings together what the processes of a distributed run have."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (float(self._loss), self._targets, self.answers))
+        parts = gathered((float(self._loss), self._targets, self.answers))
         self._loss = sum(part[0] for part in parts)
         self._targets = sum(part[1] for part in parts)
         self.answers = {index: answer for part in parts for index, answer in part[2].items()}

@@ -66,7 +66,7 @@ def test_goes_on_where_it_was_interrupted(method: str, tmp_path: Path, monkeypat
     def stop_at_step_12(module: FinetuneModule, *arguments: Any) -> None:
         step(module, *arguments)
         if module.global_step == 12:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # as Ctrl-C between two steps
 
     monkeypatch.setattr(FinetuneModule, "on_train_batch_end", stop_at_step_12)
     with contextlib.suppress(SystemExit):

@@ -246,7 +246,7 @@ def main():
     )
     trainer.fit(module, data)
     torch.save(
-        {"weights": module.network.state_dict(), "logged": {n: float(v) for n, v in trainer.logged_metrics.items()}},
+        {"weights": module.network.state_dict(), "logged": {n: float(v) for n, v in trainer.callback_metrics.items()}},
         Path(directory) / f"{trainer.global_rank}.pt",
     )
 
