@@ -115,7 +115,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """The provenance written so far."""
-        return json.loads(self.provenance.read_text()) if self.provenance.is_file() else {}
+        return _read_json(self.provenance)
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the provenance."""
@@ -166,14 +166,21 @@ class Run:
 
     def add_scores(self, scores: Mapping[str, float]) -> None:
         """Writes scores beside those that are there; a score of the same name is replaced."""
-        known = json.loads(self.scores.read_text()) if self.scores.is_file() else {}
-        write_atomically(self.scores, json.dumps(known | dict(scores), indent=2) + "\n")
+        write_atomically(self.scores, json.dumps(_read_json(self.scores) | dict(scores), indent=2) + "\n")
 
     def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes the answers to the records of `split`, a line each."""
         path = self.predictions(split)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): mend it, or delete it and run the command again") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

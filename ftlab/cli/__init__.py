@@ -54,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             raise
         return _refuse(str(error), 1)
-    except KeyboardInterrupt:
-        return _refuse("stopped by the user", 130)
+    except KeyboardInterrupt as stop:
+        return _refuse(str(stop) or "stopped by the user", 130)
+    except SystemExit as stop:  # after --help and --print_config
+        return stop.code if isinstance(stop.code, int) else 0
 
 
 def _refuse(sentence: str, code: int) -> int:

@@ -58,8 +58,12 @@ def _as_options(path: Path) -> list[str]:
 
 
 def _parts(path: Path, above: tuple[Path, ...]) -> list[dict[str, Any]]:
-    if path in above:
+    if path.resolve() in [file.resolve() for file in above]:
         raise UserError(f"{above[-1]} includes {path}, which includes it: take one of the two out")
+    if above and not path.is_file():
+        raise UserError(
+            f"{above[-1]} includes {path}, which is not there: paths are relative to the file that includes"
+        )
     content = read_config(path)
     included = content.pop("include", [])
     if not (isinstance(included, list) and all(isinstance(name, str) for name in included)):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
+import traceback
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ import lightning.pytorch as pl
 import transformers
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Throughput
-from ftlab.cli.compose import config_files, expand
+from ftlab.cli import VERBS
+from ftlab.cli.compose import config_files, expand, read_config
+from ftlab.cli.sentences import one_line, sentence
 from ftlab.cli.wandb import WandbOptions, wandb_logger
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
@@ -27,8 +32,14 @@ from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, short_hash
 
 
-class ProgressBar(TQDMProgressBar):
-    """Lightning's bar without the run's name in it."""
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, on standard error, without the run's name in it; where there is no terminal it keeps still."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch}"  # its own counts to -2 where steps and not epochs end the training
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
@@ -39,28 +50,34 @@ class Experiment(LightningCLI):
 
     Args:
         arguments: What follows the verb on the command line.
+        verb: For the help.
     """
 
     model: FinetuneModule
     datamodule: FinetuneData
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], verb: str = "fit") -> None:
         transformers.utils.logging.disable_progress_bar()  # bars of milliseconds at every network that is opened
         self.files = config_files(arguments)
         try:
-            with _arguments(expand(arguments)):
+            with _arguments(expand(arguments)), trainer_refusals():
                 super().__init__(
                     FinetuneModule,
                     FinetuneData,
                     save_config_callback=None,
                     seed_everything_default=42,
-                    parser_kwargs={"exit_on_error": False, "prog": "ftlab"},
+                    parser_kwargs={
+                        "prog": f"ftlab {verb}",
+                        "description": VERBS[verb],
+                        "exit_on_error": False,
+                        "allow_abbrev": False,
+                    },
                     run=False,
                     auto_configure_optimizers=False,
                     load_from_checkpoint_support=False,
                 )
-        except ArgumentError as error:
-            raise UserError(_sentence(error)) from error
+        except (ArgumentError, ValueError, TypeError) as error:  # the last two from classes that were configured
+            raise UserError(sentence(error, self.parser)) from error
 
     @classmethod
     def of_run(cls, directory: Path) -> Experiment:
@@ -86,11 +103,20 @@ class Experiment(LightningCLI):
         """Finds the run directory: named, or by the hash of the configuration."""
         options = self.config.run
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
-        if own is not None:  # the configuration of a run: its directory may have been moved since
-            options.root = str(own.parent.parent.parent)
+        if own is not None:
+            self._follow_the_run(own)
         options.experiment = options.experiment or (self.files[-1].stem if self.files else "run")
         options.name = options.name or short_hash(self.resolved())
         self.run = Run(Path(options.root) / options.experiment / options.name)
+
+    def _follow_the_run(self, own: Path) -> None:
+        """Takes the place of a run from where its configuration lies: the directory may have been moved."""
+        options, written = self.config.run, read_config(own)["run"]
+        place = own.resolve().parent if own.parent.name in ("", "..") else own.parent
+        here = {"root": str(place.parent.parent), "experiment": place.parent.name, "name": place.name}
+        for key, value in here.items():
+            if options[key] == written[key]:  # otherwise it is said on the command line
+                options[key] = value
 
     def resolved(self) -> dict[str, Any]:
         """The whole configuration as plain data, links left out."""
@@ -104,7 +130,7 @@ class Experiment(LightningCLI):
         self.throughput = Throughput()
         callbacks = [self.curves, self.throughput, FrozenBase(), self.checkpoints, ModelWriter(self.run)]
         if config["enable_progress_bar"] is not False:
-            callbacks.append(ProgressBar(refresh_rate=20))
+            callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
         own = config["logger"] or []
         loggers = [self.curves, *(own if isinstance(own, list) else [own])]
@@ -130,14 +156,45 @@ class Experiment(LightningCLI):
             return None
         if self.run.checkpoint is None:
             raise UserError(f"{self.run.directory} has no checkpoint yet: let ftlab fit come to its first one")
-        return str(self.run.checkpoint)
+        return _whole(self.run.checkpoint)
+
+    def checkpoint_to_go_on_from(self) -> str | None:
+        """The last checkpoint of training that was interrupted; None where it starts."""
+        return _whole(self.run.last) if self.run.last.is_file() else None
 
     def open_trained(self) -> nn.Module:
         """The network as the run saved it under `model/`, in evaluation mode."""
         if not self.run.model.is_dir():
             raise UserError(f"{self.run.directory} has no model/: let ftlab fit come to its end")
+        there, written = self.run.model_digests(), self.run.record().get("model", {})
+        damaged = [name for name, digest in written.items() if there.get(name) != digest]
+        if damaged:
+            raise UserError(
+                f"{self.run.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; "
+                "ftlab fit with another --run.name makes it again"
+            )
         base = self.model.pretrained.model(self.model.method.quantization)
         return self.model.method.load(base, self.run.model).eval()
+
+
+def _whole(checkpoint: Path) -> str:
+    """The path of a checkpoint. Raises UserError where the file is torn."""
+    if not zipfile.is_zipfile(checkpoint):
+        raise UserError(f"{checkpoint} is damaged: delete it, and the command does without it")
+    return str(checkpoint)
+
+
+@contextlib.contextmanager
+def trainer_refusals() -> Iterator[None]:
+    """What Lightning refuses in the trainer's configuration, as one sentence."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {one_line(error)}") from error
+    except ValueError as error:
+        if "lightning" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+            raise
+        raise UserError(f"trainer: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -148,7 +205,3 @@ def _arguments(arguments: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.sentences import own_parser, parse
 from ftlab.data.records import Split
 from ftlab.errors import UserError
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Writes the export, opens it again, compares its logits with the run's, and only then puts it in place."""
-    parser = ArgumentParser(prog="ftlab export", description="Writes a run's model for use elsewhere.")
+    parser = own_parser(verb, "Writes a run's model for use elsewhere.")
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("to", type=Path, help="directory to write; it must not exist yet")
     parser.add_argument("--merge", type=bool, default=False, help="fold the method away: plain weights, no peft needed")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of a logit that is accepted")
-    options = parser.parse_args(list(arguments))
+    options = parse(parser, arguments)
     if options.to.exists():
         raise UserError(f"{options.to} exists: give a new directory")
     experiment = Experiment.of_run(options.run)

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.sentences import own_parser, parse
 from ftlab.data import Encoder
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate_all
@@ -19,16 +19,16 @@ from ftlab.evaluation.generation import Decoding, generate_all
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Answers on standard output: text for one prompt and in a chat, a JSON line for each prompt of a file."""
-    parser = ArgumentParser(prog="ftlab generate", description="Answers prompts with a run's saved model.")
+    parser = own_parser(verb, "Answers prompts with a run's saved model.")
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--prompt", type=str | None, help="the prompt to answer; '-' reads standard input")
     parser.add_argument("--file", type=Path | None, help="prompts: a line each, or .jsonl with a column `prompt`")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts answered at once")
     parser.add_argument("--decoding", type=Decoding | None, help="how to decode; by default as the run was scored")
-    options = parser.parse_args(list(arguments))
+    options = parse(parser, arguments)
     experiment = Experiment.of_run(options.run)
     network = experiment.open_trained()
-    decoding = parser.instantiate(options).decoding or experiment.model.decoding
+    decoding = options.decoding or experiment.model.decoding
     chat = _Answerer(network, experiment.datamodule.encoder, decoding, options.batch_size)
     if options.file:
         for prompt, answer in chat.answer_all(_prompts(options.file)):

@@ -19,6 +19,8 @@ _LOG_LINES = [
     ("lightning.pytorch.utilities.rank_zero", "GPU available"),
     ("lightning.pytorch.utilities.rank_zero", "TPU available"),
     ("lightning.pytorch.utilities.rank_zero", "Using bfloat16"),
+    ("lightning.fabric.utilities.distributed", "Initializing distributed"),
+    ("lightning.pytorch.utilities.rank_zero", "-----"),
     # advertising
     ("lightning.pytorch.utilities.rank_zero", "💡 Tip"),
     # ftlab says itself where it goes on and where it stops
@@ -33,6 +35,7 @@ _WARNINGS = [
     # Lightning of torch's pytrees, and transformers and peft of each other: nothing the user called
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*is_gradient_checkpointing. is deprecated.*",
+    r".*gradient_checkpointing_enable. is deprecated.*",  # the new name is missing in older releases of 5
     # Lightning of jsonargparse
     r"(?s).*By default only one JsonargparseDeprecationWarning.*",
     r"(?s).*``instantiate_classes`` was deprecated.*",
@@ -45,6 +48,9 @@ _WARNINGS = [
     r".*with eva initialization used with low_cpu_mem_usage=False.*",
     # the loss is added up over devices before it is logged
     r".*It is recommended to use .self.log\(.*sync_dist=True.*",
+    # predict: the sampler of evaluation gives every record, and answers are kept by the module
+    r".*You are using a custom batch sampler .LengthBatchSampler. for prediction.*",
+    r".*predict returned None if it was on purpose.*",
     # the trainer keeps the checkpoints where ftlab tells it to
     r".*Checkpoint directory .* exists and is not empty.*",
 ]

@@ -80,9 +80,9 @@ def train(experiment: Experiment) -> None:
         KeyboardInterrupt: The user has stopped it.
     """
     run = experiment.run
-    last = str(run.last) if run.last.is_file() else None
+    begin = experiment.checkpoint_to_go_on_from()
     try:
-        experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=last)
+        experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=begin)
     except SystemExit as stop:  # Lightning's answer to SIGINT, after its callbacks and loggers have closed
         if not run.last.is_file():
             raise KeyboardInterrupt("stopped before the first checkpoint: the same command starts anew") from stop

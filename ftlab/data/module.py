@@ -133,14 +133,17 @@ class FinetuneData(LightningDataModule):
         """Reads and encodes what the stage needs, once.
 
         Args:
-            stage: fit (and None) takes train and validation, validate only that, test and predict what is scored.
+            stage: fit (and None) takes train and validation, validate only that, test what is scored, predict the
+                prompts.
         """
         if stage in (None, "fit"):
             self._encoded("train")
         if stage == "validate" or (stage in (None, "fit") and self.has_split("validation")):
             _ = self._scoring("validation") if self.answers_in_validation else self._encoded("validation")
-        if stage in ("test", "predict"):
+        if stage == "test":
             self._scoring(self.scored_split)
+        if stage == "predict":
+            _ = self.prompts
 
     def has_split(self, split: Split) -> bool:
         """Whether there is such a split, by file or by share; reads nothing."""
@@ -161,6 +164,14 @@ class FinetuneData(LightningDataModule):
         With `overflow` drop a record is left out when none of its rows fits.
         """
         return self._scoring(split)[0]
+
+    @cached_property
+    def prompts(self) -> list[Record]:
+        """What `ftlab predict` answers, grouped by prompt: a single file whole, else the test records, without limit.
+
+        References may be missing.
+        """
+        return group_by_prompt(self._splits.prompts())
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled rows, this rank's share; its state resumes in mid-epoch."""
@@ -192,8 +203,8 @@ class FinetuneData(LightningDataModule):
         return self.scoring_loaders(self.scored_split)
 
     def predict_dataloader(self) -> DataLoader:
-        """`prompt_loader` of `scored_split`."""
-        return self.prompt_loader(self.scored_split)
+        """`prompts`, this rank's share; batches are PromptBatch."""
+        return self._prompt_loader(self.prompts)
 
     def scoring_loaders(self, split: Split, room: int = 0) -> list[DataLoader]:
         """Two loaders: every row of the records that are scored (for the loss), and their prompts (for generation)."""
@@ -210,7 +221,10 @@ class FinetuneData(LightningDataModule):
         Raises:
             UserError: `room` leaves none for a prompt that has to be cut.
         """
-        ids = self.encoder.prompts_ids([record.prompt for record in self.records(split)], room)
+        return self._prompt_loader(self.records(split), room)
+
+    def _prompt_loader(self, records: list[Record], room: int = 0) -> DataLoader:
+        ids = self.encoder.prompts_ids([record.prompt for record in records], room)
         prompts = [Prompt(index, row) for index, row in enumerate(ids)]
         return self._eval_loader(prompts, [len(row) for row in ids], PromptCollator(self.encoder.pad_id))
 

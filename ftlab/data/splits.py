@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ftlab.data.records import Split, open_source
-from ftlab.data.templates import Record, build_records
+from ftlab.data.templates import Record, build_prompts, build_records
 from ftlab.errors import UserError
 
 T = TypeVar("T")
@@ -89,6 +89,14 @@ class SplitRecords:
                 f"add records, or a {split} file" + self._share_hint(split)
             )
         return records
+
+    def prompts(self) -> list[Record]:
+        """What is to be answered, references or not: all of a single file, else test, validation or train."""
+        single = Path(self._path).is_file()
+        split: Split = next((s for s in ("test", "validation") if self.has(s) and not single), "train")
+        if split not in self._readers:  # carved out of train, which has references
+            return self.records(split)
+        return build_prompts(self._readers[split](), *self._templates)
 
     def _file(self, split: Split) -> list[Record]:
         if split not in self._files:

@@ -18,7 +18,7 @@ class Record:
 
     Args:
         prompt: What the network is given.
-        references: Answers, at least one; each is trained on, and scores take the best of them.
+        references: Answers; each is trained on, and scores take the best of them. None where there is only to answer.
         source: Where the (first) raw record stands, for messages.
     """
 
@@ -53,6 +53,27 @@ def build_records(raw: Iterable[RawRecord], prompt: str | None = None, response:
         return []
     recognised = _recognise(raw[0])
     return [recognised(row) for row in raw]
+
+
+def build_prompts(raw: Iterable[RawRecord], prompt: str | None = None, response: str | None = None) -> list[Record]:
+    """Records to be answered: as `build_records`, but where the first has no response, none needs one.
+
+    Raises:
+        UserError: As `build_records`.
+    """
+    raw = list(raw)
+    columns = set(raw[0].columns) if raw else set()
+    if prompt is not None and response is not None:
+        answers = {piece.column for piece in _parse(response, "data.response") if piece.column}
+        if not answers <= columns:
+            ask = _parse(prompt, "data.prompt")
+            return [Record(_one(ask, row), (), row.source) for row in raw]
+    elif prompt is None and response is None and not columns & {"completion", "response", "output"}:
+        if "prompt" in columns:
+            return [Record(_one([_Piece("", "prompt")], row), (), row.source) for row in raw]
+        if "instruction" in columns:
+            return [Record(_alpaca_prompt(row), (), row.source) for row in raw]
+    return build_records(raw, prompt, response)
 
 
 def group_by_prompt(records: Iterable[Record]) -> list[Record]:
@@ -164,8 +185,12 @@ def _recognise(row: RawRecord) -> Callable[[RawRecord], Record]:
 
 
 def _alpaca(row: RawRecord) -> Record:
+    return Record(_alpaca_prompt(row), _several([_Piece("", "output")], row), row.source)
+
+
+def _alpaca_prompt(row: RawRecord) -> str:
     """Instruction, blank line, input; where input is empty the instruction alone (Taori et al. 2023)."""
     prompt = _one([_Piece("", "instruction")], row)
     if row.columns.get("input"):
         prompt += "\n\n" + _one([_Piece("", "input")], row)
-    return Record(prompt, _several([_Piece("", "output")], row), row.source)
+    return prompt
