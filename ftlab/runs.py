@@ -93,12 +93,6 @@ class Run:
         self.model = directory / "model"
         self.scores = directory / "scores.json"
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Run:
-        """The run that a resolved configuration describes."""
-        options = config["run"]
-        return cls(Path(options["root"]) / options["experiment"] / options["name"])
-
     def predictions(self, split: str) -> Path:
         """Where the answers to the records of `split` are kept."""
         return self.directory / "predictions" / f"{split}.jsonl"
@@ -146,15 +140,20 @@ class Run:
             raise
 
     def _must_be_the_same(self, config: Mapping[str, Any]) -> None:
-        theirs, ours = identity(yaml.safe_load(self.config.read_text())), identity(config)
-        differing = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        differing = self.differences(config)
         if differing:
-            key = differing[0]
+            key, (theirs, ours) = next(iter(differing.items()))
             more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
             raise UserError(
-                f"{self.directory} holds another run: there {key} is {theirs.get(key)!r}, here {ours.get(key)!r}"
-                f"{more}; choose another --run.name"
+                f"{self.directory} holds another run: there {key} is {theirs!r}, here {ours!r}{more}; "
+                "choose another --run.name"
             )
+
+    def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Keys in which `config` is another run than this one, each with the value there and here."""
+        theirs, ours = identity(yaml.safe_load(self.config.read_text(encoding="utf-8"))), identity(config)
+        keys = {**theirs, **ours}
+        return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
 
     def model_digests(self) -> dict[str, str]:
         """The digest of every file under `model/` (BLAKE2b, 16 hex digits)."""
@@ -164,9 +163,15 @@ class Run:
                 digests[path.name] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
         return digests
 
-    def add_scores(self, scores: Mapping[str, float]) -> None:
-        """Writes scores beside those that are there; a score of the same name is replaced."""
-        write_atomically(self.scores, json.dumps(_read_json(self.scores) | dict(scores), indent=2) + "\n")
+    def add_scores(self, scores: Mapping[str, float], suffix: str = "") -> None:
+        """Writes scores beside those that are there; a score of the same name is replaced.
+
+        Args:
+            scores: Names to numbers.
+            suffix: Of the file's name, for scores that are not of the run's own configuration.
+        """
+        path = self.scores.with_stem(self.scores.stem + suffix)
+        write_atomically(path, json.dumps(_read_json(path) | dict(scores), indent=2) + "\n")
 
     def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes the answers to the records of `split`, a line each."""

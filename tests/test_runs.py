@@ -148,10 +148,6 @@ class TestClaimed:
 
 
 class TestFiles:
-    def test_lies_where_the_configuration_says(self) -> None:
-        run = Run.of({"run": {"root": "runs", "experiment": "demo", "name": "one"}})
-        assert run.directory == Path("runs/demo/one")
-
     def test_checkpoint_prefers_best(self, run: Run) -> None:
         assert run.checkpoint is None
         write_atomically(run.last, "last")

@@ -17,6 +17,7 @@ from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.errors import UserError
 from ftlab.networks import count_parameters
+from ftlab.runs import short_hash
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -130,17 +131,30 @@ def _to_judge(experiment: Experiment) -> str | None:
 def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
     if not experiment.trainer.is_global_zero:
         return
-    tally = experiment.model.tally
+    run, tally = experiment.run, experiment.model.tally
     scores = {f"{prefix}_{name}": value for name, value in tally.scores().items()}
-    experiment.run.add_scores(scores)
+    suffix = _suffix_of_other_scores(experiment)
+    run.add_scores(scores, suffix)
     if tally.predictions:
-        experiment.run.write_predictions(split, tally.predictions)
+        run.write_predictions(split + suffix, tally.predictions)
     if tally.texts:
-        experiment.run.note(signatures=tally.texts.signatures)
-    table = Table("score", "value", title=str(experiment.run.directory))
+        run.note(signatures=tally.texts.signatures)
+    table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)  # not rich.print: Lightning's bar moves that to standard error
+
+
+def _suffix_of_other_scores(experiment: Experiment) -> str:
+    """A hash where other data or decoding was asked for than the run's own: its scores must not be replaced."""
+    run, config = experiment.run, experiment.resolved()
+    other = {key: ours for key, (_, ours) in run.differences(config).items() if key.startswith(("data.", "model."))}
+    if not other:
+        return ""
+    suffix = f"-{short_hash(other)}"
+    changed = ", ".join(f"{key} {value}" for key, value in other.items())
+    _say(f"scored with {changed}, unlike the run: kept apart, in {run.scores.stem}{suffix}.json")
+    return suffix
 
 
 def _say(sentence: str) -> None:

@@ -56,6 +56,21 @@ def test_the_best_weights_are_judged_not_the_last(finished: Callable[[str], Path
     assert loss() == best
 
 
+def test_scores_of_another_configuration_stand_apart(
+    finished: Callable[[str], Path], ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    assert ftlab("test", "-c", run / "config.yaml").code == 0
+    own = {path: path.read_text() for path in (run / "scores.json", run / "predictions/test.jsonl")}
+    answer = ftlab("test", "-c", run / "config.yaml", "--data.test_limit", "1")
+    assert answer.code == 0
+    assert "data.test_limit 1" in answer.err
+    assert {path: path.read_text() for path in own} == own
+    (apart,) = run.glob("scores-*.json")
+    assert "test_loss" in json.loads(apart.read_text())
+    assert len(lines(run / "predictions" / f"test-{apart.stem.removeprefix('scores-')}.jsonl")) == 1
+
+
 @pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "scores.json", "provenance.json"])
 def test_a_torn_file_is_refused(file: str, finished: Callable[[str], Path], refused: Callable[..., str]) -> None:
     torn = finished("lora") / file
