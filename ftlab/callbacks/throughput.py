@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 
+from ftlab.modules.devices import summed
 from ftlab.modules.finetune import FinetuneModule, log_interval
 
 
@@ -35,6 +35,9 @@ class Throughput(pl.Callback):
         self.seconds = self._seconds_then = state_dict["seconds"]
         self._total_then = self.total
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()
 
@@ -57,10 +60,7 @@ class Throughput(pl.Callback):
 
     def _log(self, pl_module: FinetuneModule) -> None:
         counts = torch.tensor([self.supervised, self.total, self.total - self._total_then], dtype=torch.float64)
-        if dist.is_available() and dist.is_initialized():
-            counts = counts.to(pl_module.device)
-            dist.all_reduce(counts)
-        supervised, total, since = counts.tolist()
+        supervised, total, since = summed(counts, pl_module.device).tolist()
         rate = since / max(1e-9, self.seconds - self._seconds_then)
         self._total_then, self._seconds_then = self.total, self.seconds
         metrics = {

@@ -132,7 +132,7 @@ class Experiment(LightningCLI):
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
-        own = config["logger"] or []
+        own = [] if isinstance(config["logger"], bool | None) else config["logger"]
         loggers = [self.curves, *(own if isinstance(own, list) else [own])]
         return super().instantiate_trainer(
             default_root_dir=str(self.run.directory), logger=loggers, use_distributed_sampler=False, **kwargs
@@ -143,6 +143,11 @@ class Experiment(LightningCLI):
         if self.trainer.is_global_zero:
             logger = wandb_logger(self.config_init["wandb"], self.run, self.resolved())
             self.trainer.loggers = [*self.trainer.loggers, *([logger] if logger else [])]
+
+    def instantiate_classes(self) -> None:
+        """As in Lightning; the data then knows how long answers get."""
+        super().instantiate_classes()
+        self.datamodule.room = self.model.decoding.max_new_tokens
 
     def trained_checkpoint(self) -> str | None:
         """The weights to judge; None for a method that trains nothing.
@@ -162,8 +167,17 @@ class Experiment(LightningCLI):
         """The last checkpoint of training that was interrupted; None where it starts."""
         return _whole(self.run.last) if self.run.last.is_file() else None
 
+    def open_saved(self, directory: Path) -> nn.Module:
+        """The network with what the method saved in `directory`, in evaluation mode."""
+        base = self.model.pretrained.model(self.model.method.quantization)
+        return self.model.method.load(base, directory).eval()
+
     def open_trained(self) -> nn.Module:
-        """The network as the run saved it under `model/`, in evaluation mode."""
+        """The network as the run saved it under `model/`, in evaluation mode.
+
+        Raises:
+            UserError: Training has not come to its end, or the files are not as the run wrote them.
+        """
         if not self.run.model.is_dir():
             raise UserError(f"{self.run.directory} has no model/: let ftlab fit come to its end")
         there, written = self.run.model_digests(), self.run.record().get("model", {})
@@ -173,8 +187,7 @@ class Experiment(LightningCLI):
                 f"{self.run.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; "
                 "ftlab fit with another --run.name makes it again"
             )
-        base = self.model.pretrained.model(self.model.method.quantization)
-        return self.model.method.load(base, self.run.model).eval()
+        return self.open_saved(self.run.model)
 
 
 def _whole(checkpoint: Path) -> str:

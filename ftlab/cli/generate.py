@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from torch import nn
-
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
-from ftlab.data import Encoder
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate_all
 
@@ -29,35 +25,23 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     experiment = Experiment.of_run(options.run)
     network = experiment.open_trained()
     decoding = options.decoding or experiment.model.decoding
-    chat = _Answerer(network, experiment.datamodule.encoder, decoding, options.batch_size)
+    encoder = experiment.datamodule.encoder
+
+    def answers(prompts: list[str]) -> list[str]:
+        ids = encoder.prompts_ids(prompts, decoding.max_new_tokens)
+        tokens = generate_all(network, ids, decoding, encoder.stop_ids, encoder.pad_id, options.batch_size)
+        return [encoder.decode(answer) for answer in tokens]
+
     if options.file:
-        for prompt, answer in chat.answer_all(_prompts(options.file)):
+        prompts = _prompts(options.file)
+        for prompt, answer in zip(prompts, answers(prompts), strict=True):
             print(json.dumps({"prompt": prompt, "prediction": answer}, ensure_ascii=False))
     elif options.prompt is not None:
-        print(chat.answer(sys.stdin.read() if options.prompt == "-" else options.prompt))
+        print(*answers([sys.stdin.read() if options.prompt == "-" else options.prompt]))
     else:
         for line in _lines_of_the_user():
-            print(chat.answer(line), flush=True)
+            print(*answers([line]), flush=True)
     return 0
-
-
-@dataclasses.dataclass
-class _Answerer:
-    network: nn.Module
-    encoder: Encoder
-    decoding: Decoding
-    batch_size: int
-
-    def answer(self, prompt: str) -> str:
-        return next(self.answer_all([prompt]))[1]
-
-    def answer_all(self, prompts: list[str]) -> Iterator[tuple[str, str]]:
-        encoder, size = self.encoder, self.batch_size
-        for start in range(0, len(prompts), size):
-            chunk = prompts[start : start + size]
-            ids = encoder.prompts_ids(chunk)
-            answers = generate_all(self.network, ids, self.decoding, encoder.stop_ids, encoder.pad_id, size)
-            yield from zip(chunk, map(encoder.decode, answers), strict=True)
 
 
 def _prompts(path: Path) -> list[str]:

@@ -32,7 +32,7 @@ def fit(experiment: Experiment) -> None:
     """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`."""
     run, module, trainer = experiment.run, experiment.model, experiment.trainer
     ends = experiment.config.trainer
-    if module.method.trains and ends.max_epochs is None and ends.max_steps == -1 and ends.max_time is None:
+    if module.method.trains and ends.max_epochs is None and ends.max_steps == -1:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
     with run.claimed(experiment.resolved()):
         if run.finished:
@@ -47,7 +47,7 @@ def fit(experiment: Experiment) -> None:
             train(experiment)
         else:
             trainer.validate(module, experiment.datamodule, verbose=False)
-            ModelWriter(run).write(module)
+            ModelWriter(run).on_fit_end(trainer, module)
         if not trainer.is_global_zero:
             return
         if "val_loss" in trainer.callback_metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,10 +48,12 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
                 file=sys.stderr,
             )
     experiment, name = run.directory.parent.name, run.directory.name
+    run_id = run.record().get("wandb_id") or secrets.token_hex(4)
+    run.note(wandb_id=run_id)
     session = wandb.init(
         mode=mode,  # type: ignore[arg-type]
         dir=run.directory,
-        id=f"{experiment}-{name}".replace("/", "-")[:64],
+        id=run_id,
         resume="allow",
         project=options.project,
         entity=options.entity,

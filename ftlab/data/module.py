@@ -101,6 +101,8 @@ class FinetuneData(LightningDataModule):
         self.test_limit = test_limit
         self.workers = workers
         self.seed = seed
+        self.room = 0
+        """Tokens that generation will add: with `overflow` truncate, prompts are cut to leave them room."""
         self.answers_in_validation = False
         """Whether validation judges answers beside the loss: too slow in the course of training."""
         self._fitted: dict[Split, Encoded] = {}
@@ -195,16 +197,16 @@ class FinetuneData(LightningDataModule):
         if not self.has_split("validation"):
             return []
         if self.answers_in_validation:
-            return self.scoring_loaders("validation")
+            return self.scoring_loaders("validation", self.room)
         return self._rows_loader(self.rows("validation"))
 
     def test_dataloader(self) -> list[DataLoader]:
         """`scoring_loaders` of `scored_split`."""
-        return self.scoring_loaders(self.scored_split)
+        return self.scoring_loaders(self.scored_split, self.room)
 
     def predict_dataloader(self) -> DataLoader:
         """`prompts`, this rank's share; batches are PromptBatch."""
-        return self._prompt_loader(self.prompts)
+        return self._prompt_loader(self.prompts, self.room)
 
     def scoring_loaders(self, split: Split, room: int = 0) -> list[DataLoader]:
         """Two loaders: every row of the records that are scored (for the loss), and their prompts (for generation)."""

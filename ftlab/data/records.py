@@ -28,7 +28,7 @@ _SPLIT_NAMES: dict[str, Split] = {
     "validation": "validation",
     "test": "test",
 }
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:subset
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,8 @@ def _open_hub(name: str) -> dict[Split, Callable[[], list[RawRecord]]]:
     bars_shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name)
+        repository, _, subset = name.partition(":")
+        found = datasets.load_dataset(repository, subset or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"data.path: {name} is neither a local file or directory nor a set that can be fetched from the hub "

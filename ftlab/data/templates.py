@@ -18,7 +18,7 @@ class Record:
 
     Args:
         prompt: What the network is given.
-        references: Answers; each is trained on, and scores take the best of them. None where there is only to answer.
+        references: Answers; each is trained on, and scores know them all. None where there is only to answer.
         source: Where the (first) raw record stands, for messages.
     """
 

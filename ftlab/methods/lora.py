@@ -78,8 +78,8 @@ class LoRA(Peft):
         self.init = init
         self.ratio = ratio
         self.needs_batches = init == "eva"
-        # these three start elsewhere than the base, by rounding (pissa, olora) or by design
-        self.identity_at_start = init not in ("pissa", "pissa_niter_16", "olora")
+        # these take a part out of the base and add it again, which rounds
+        self.identity_at_start = init not in REWRITES_THE_BASE
         self._start: dict[str, Tensor] = {}
 
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:

@@ -1,12 +1,23 @@
-"""What the processes of a distributed run tell each other, outside the step."""
+"""What the processes of a distributed run tell each other."""
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
+
+
+def summed(values: Tensor, device: torch.device) -> Tensor:
+    """`values` (any shape, on the CPU) added over all processes, by way of `device`. To be called by all of them."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    values = values.to(device)
+    dist.all_reduce(values)
+    return values.cpu()
 
 
 def gathered(value: T) -> list[T]:

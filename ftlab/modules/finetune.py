@@ -5,31 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ftlab.data import FinetuneData
+from ftlab.data.encoding import IGNORED
+from ftlab.data.records import Split
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate
-from ftlab.evaluation.text_metrics import resolve_metrics
+from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
 from ftlab.methods.base import trained_names
-from ftlab.modules.devices import gathered
+from ftlab.modules.devices import gathered, summed
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network
-
-if TYPE_CHECKING:
-    from ftlab.data import FinetuneData
-    from ftlab.data.records import Split
-
-TEXT_METRICS = ["rouge1", "rouge2", "rougeL", "rougeLsum", "bleu", "chrf", "exact_match"]
 
 
 class FinetuneModule(pl.LightningModule):
@@ -70,7 +66,7 @@ class FinetuneModule(pl.LightningModule):
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
         self.decoding = decoding or Decoding()
-        self.metrics = resolve_metrics(TEXT_METRICS if metrics is None else metrics)
+        self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.seed = seed
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
         self.network: nn.Module | None = None
@@ -118,7 +114,10 @@ class FinetuneModule(pl.LightningModule):
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         logits = self(**inputs).logits
         return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum"
+            logits[:, :-1].flatten(0, 1).float(),
+            batch["labels"][:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
         )
 
     # ---------------------------------------------------------------- training
@@ -127,6 +126,11 @@ class FinetuneModule(pl.LightningModule):
         """The injected optimiser over the method's groups, and the schedule over all steps."""
         if not self.method.trains:
             return None
+        if self.trainer.precision == "16-mixed":
+            raise UserError(
+                "trainer.precision 16-mixed: its gradients are scaled where they are clipped and logged; give "
+                "bf16-mixed, or 32-true where the device has no bfloat16"
+            )
         assert self.network is not None
         groups = self.method.param_groups(self.network)
         try:
@@ -189,7 +193,7 @@ class FinetuneModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
         self._rate = optimizer.param_groups[0]["lr"]
-        targets = self._over_devices(torch.tensor(self._step_targets, dtype=torch.float64))
+        targets = summed(torch.tensor(self._step_targets, dtype=torch.float64), self.device)
         self._step_targets = 0
         scale = self._data_parallel_size / max(1.0, targets.item())
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -206,7 +210,7 @@ class FinetuneModule(pl.LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
         limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
-        # not Lightning's own clipping: it refuses fused optimisers under every kind of mixed precision
+        # not Lightning's own clipping: it refuses fused optimisers under bf16-mixed, too, where nothing is scaled
         self._gradient_norm = nn.utils.clip_grad_norm_(parameters, limit)
         if gradient_clip_val and not by_norm:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -224,7 +228,7 @@ class FinetuneModule(pl.LightningModule):
 
     def _log_step(self, step: int) -> None:
         sums = torch.tensor([float(self._logged_loss), self._logged_targets], dtype=torch.float64)
-        loss_sum, targets = self._over_devices(sums).tolist()
+        loss_sum, targets = summed(sums, self.device).tolist()
         self._logged_loss, self._logged_targets = 0.0, 0
         assert self._gradient_norm is not None
         loss, norm = loss_sum / max(1.0, targets), float(self._gradient_norm)
@@ -241,14 +245,6 @@ class FinetuneModule(pl.LightningModule):
         """Writes to every logger at once; what goes through `self.log` reaches them only after the checkpoints."""
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step)
-
-    def _over_devices(self, sums: Tensor) -> Tensor:
-        """`sums` (any shape, on the CPU) added over all devices."""
-        if self._data_parallel_size == 1:
-            return sums
-        sums = sums.to(self.device)
-        dist.all_reduce(sums)
-        return sums.cpu()
 
     # ---------------------------------------------------------------- judging
 
@@ -270,7 +266,8 @@ class FinetuneModule(pl.LightningModule):
     def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         assert self.network is not None
         encoder = self.data.encoder
-        decoding = replace(self.decoding, seed=self.decoding.seed + batch_idx)  # or every batch draws the same numbers
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        decoding = replace(self.decoding, seed=self.decoding.seed + number)  # or every batch draws the same numbers
         tokens = generate(
             self.network, batch["input_ids"], batch["attention_mask"], decoding, encoder.stop_ids, encoder.pad_id
         )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from ftlab.data import Record
 from ftlab.evaluation.text_metrics import Metric, Scores, score_texts
 from ftlab.modules.devices import gathered
-
-if TYPE_CHECKING:
-    from ftlab.data import Record
 
 
 class Tally:
