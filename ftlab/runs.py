@@ -116,14 +116,21 @@ class Run:
         write_atomically(self.provenance, json.dumps(self.record() | facts, indent=2) + "\n")
 
     @contextmanager
-    def claimed(self, config: Mapping[str, Any]) -> Iterator[None]:
+    def claimed(self, config: Mapping[str, Any], owner: bool = True) -> Iterator[None]:
         """Takes the directory for the run that `config` describes.
+
+        Args:
+            config: Resolved.
+            owner: False for every process but one: they work in the directory and leave it alone.
 
         Leaves nothing behind where the run is new and fails before its first checkpoint.
 
         Raises:
             UserError: The directory holds another run.
         """
+        if not owner:
+            yield
+            return
         new = not self.config.is_file()
         if new and self.directory.exists() and any(self.directory.iterdir()):
             raise UserError(f"{self.directory} is not empty and holds no run: choose another --run.name")
@@ -137,6 +144,8 @@ class Run:
         except BaseException:
             if new and self.checkpoint is None:
                 shutil.rmtree(self.directory, ignore_errors=True)
+            elif self.record().get("state") == "running":
+                self.note(state="failed")
             raise
 
     def _must_be_the_same(self, config: Mapping[str, Any]) -> None:

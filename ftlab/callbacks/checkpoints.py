@@ -45,7 +45,7 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loss = trainer.callback_metrics.get("val_loss")
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or loss is None or float(loss) >= self.best_loss:
+        if not fitting or loss is None or not float(loss) < self.best_loss:  # so put, a NaN is never the best
             return
         self.best_loss = float(loss)
         trainer.save_checkpoint(self.run.best)

@@ -1,30 +1,58 @@
-"""Proof that what a method leaves frozen stays as it was, to the byte."""
+"""Proof that what a method leaves frozen stays as it was, to the byte: in training, and until the run is judged."""
 
 from __future__ import annotations
 
 import lightning.pytorch as pl
-from torch import nn
+from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
 from ftlab.networks import fingerprint, frozen_tensors
+from ftlab.runs import Run
 
 
 class FrozenBase(pl.Callback):
-    """Takes the digest of every frozen parameter when training starts, and compares it when training ends."""
+    """Takes the digest of every frozen parameter when training starts, and compares it when training ends.
 
-    def __init__(self) -> None:
+    Args:
+        run: Keeps the digest, so that a resume or a test over another base is refused. Digests are compared on the same
+            kind of device only: quantisation may round otherwise on another.
+    """
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run = run
         self.digest = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.digest = frozen_digest(pl_module)
+        self.digest = self._digest(pl_module)
+        self._compare_with_run(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if frozen_digest(pl_module) != self.digest:
+        if self._digest(pl_module) != self.digest:
             raise UserError(
                 "the frozen base has changed in training: the method writes to weights that it does not train"
             )
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._compare_with_run(trainer, pl_module)
 
-def frozen_digest(network: nn.Module) -> str:
-    """The fingerprint of what is not trained."""
-    return fingerprint(frozen_tensors(network))
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compare_with_run(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compare_with_run(trainer, pl_module)
+
+    def _digest(self, network: pl.LightningModule) -> str:
+        return f"{network.device.type} {fingerprint(frozen_tensors(network))}"
+
+    def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.run is None:
+            return
+        here, there = self.digest or self._digest(pl_module), self.run.record().get("frozen_base")
+        if there is None and trainer.is_global_zero:
+            self.run.note(frozen_base=here)
+        elif there and there != here and there.split()[0] == here.split()[0]:
+            raise UserError(
+                f"the frozen base is not the one that {self.run.directory} began with: the weights under "
+                "model.network.path have changed since; put them back, or start another run (--run.name)"
+            )

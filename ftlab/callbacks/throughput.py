@@ -20,15 +20,18 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self.supervised = 0
         self.total = 0
+        """Tokens on this device; at the end, on all."""
         self.seconds = 0.0
         """Time spent in training steps, in seconds."""
         self._since = time.perf_counter()
         self._step = 0
+        self._device = torch.device("cpu")
         self._total_then = 0
         self._seconds_then = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"supervised": self.supervised, "total": self.total, "seconds": self.seconds}
+        supervised, total = self._over_devices()
+        return {"supervised": supervised, "total": total, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.supervised, self.total = state_dict["supervised"], state_dict["total"]
@@ -37,6 +40,17 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
+        self._device = pl_module.device
+        if trainer.global_rank:  # the first process goes on with what all had counted
+            self.supervised = self.total = self._total_then = 0
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.supervised, self.total = self._over_devices()
+
+    def _over_devices(self) -> tuple[int, int]:
+        counts = torch.tensor([self.supervised, self.total], dtype=torch.float64)
+        supervised, total = summed(counts, self._device).tolist()
+        return int(supervised), int(total)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()

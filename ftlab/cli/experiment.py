@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import transformers
 import yaml
 from jsonargparse import ArgumentError
@@ -101,6 +102,8 @@ class Experiment(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Finds the run directory: named, or by the hash of the configuration."""
+        if isinstance(self.config.seed_everything, bool):
+            raise UserError("seed_everything is a whole number: a seed that is drawn is another run each time")
         options = self.config.run
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
         if own is not None:
@@ -128,7 +131,7 @@ class Experiment(LightningCLI):
         self.curves = MetricsCSV(self.run)
         self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoint_every)
         self.throughput = Throughput()
-        callbacks = [self.curves, self.throughput, FrozenBase(), self.checkpoints, ModelWriter(self.run)]
+        callbacks = [self.curves, self.throughput, FrozenBase(self.run), self.checkpoints, ModelWriter(self.run)]
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
@@ -167,12 +170,13 @@ class Experiment(LightningCLI):
         """The last checkpoint of training that was interrupted; None where it starts."""
         return _whole(self.run.last) if self.run.last.is_file() else None
 
-    def open_saved(self, directory: Path) -> nn.Module:
-        """The network with what the method saved in `directory`, in evaluation mode."""
-        base = self.model.pretrained.model(self.model.method.quantization)
-        return self.model.method.load(base, directory).eval()
+    def open_saved(self, directory: Path, device: torch.device | str = "cpu") -> nn.Module:
+        """The network with what the method saved in `directory`, on `device`, in evaluation mode."""
+        base = self.model.pretrained.model(self.model.method.quantization, device)
+        network = self.model.method.load(base, directory).eval()
+        return network if self.model.method.quantization else network.to(device)
 
-    def open_trained(self) -> nn.Module:
+    def open_trained(self, device: torch.device | str = "cpu") -> nn.Module:
         """The network as the run saved it under `model/`, in evaluation mode.
 
         Raises:
@@ -187,7 +191,7 @@ class Experiment(LightningCLI):
                 f"{self.run.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; "
                 "ftlab fit with another --run.name makes it again"
             )
-        return self.open_saved(self.run.model)
+        return self.open_saved(self.run.model, device)
 
 
 def _whole(checkpoint: Path) -> str:

@@ -51,8 +51,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _in_full_precision(experiment: Experiment) -> None:
-    """Has a quantised base multiply in float32: what is compared is the weights, not the rounding of the products."""
+    """Opens and multiplies in float32: what is compared is the weights, not the rounding of sums and products."""
     method = experiment.model.method
+    experiment.model.pretrained = dataclasses.replace(experiment.model.pretrained, dtype="float32")
     if method.quantization:
         method.quantization = dataclasses.replace(method.quantization, compute_dtype="float32")
 

@@ -23,7 +23,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--decoding", type=Decoding | None, help="how to decode; by default as the run was scored")
     options = parse(parser, arguments)
     experiment = Experiment.of_run(options.run)
-    network = experiment.open_trained()
+    network = experiment.open_trained(experiment.trainer.strategy.root_device)
     decoding = options.decoding or experiment.model.decoding
     encoder = experiment.datamodule.encoder
 

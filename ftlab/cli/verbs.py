@@ -34,7 +34,7 @@ def fit(experiment: Experiment) -> None:
     ends = experiment.config.trainer
     if module.method.trains and ends.max_epochs is None and ends.max_steps == -1:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
-    with run.claimed(experiment.resolved()):
+    with run.claimed(experiment.resolved(), owner=trainer.is_global_zero):
         if run.finished:
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return
@@ -62,7 +62,7 @@ def fit(experiment: Experiment) -> None:
                 "model_bytes": sum(file.stat().st_size for file in run.model.iterdir()),
                 "seconds": round(time.perf_counter() - started, 3),
                 "training_seconds": round(experiment.throughput.seconds, 3),
-                "peak_memory_bytes": peak_memory(module.device),
+                "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
                 "supervised_tokens": experiment.throughput.supervised,
                 "total_tokens": experiment.throughput.total,
             },
@@ -125,7 +125,14 @@ def predict(experiment: Experiment) -> None:
 def _to_judge(experiment: Experiment) -> str | None:
     """The weights to judge; what is logged meanwhile is no part of the training's curves."""
     experiment.trainer.loggers = []
-    return experiment.trained_checkpoint()
+    checkpoint = experiment.trained_checkpoint()
+    run = experiment.run
+    for key, (theirs, ours) in run.differences(experiment.resolved()).items():
+        if key.startswith(("model.method", "model.network", "seed_everything")):
+            raise UserError(f"{run.directory} was trained with {key} {theirs}, not {ours}: it cannot be judged as that")
+    if not run.finished:
+        _say(f"{run.directory} has not come to its end: judging what there is")
+    return checkpoint
 
 
 def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:

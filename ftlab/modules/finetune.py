@@ -112,7 +112,7 @@ class FinetuneModule(pl.LightningModule):
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
         # said here and not in the network's configuration, which is saved with its weights
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        logits = self(**inputs).logits
+        logits = self(**inputs).logits[:, -batch["labels"].shape[1] :]  # without a prompt method's virtual tokens
         return nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
             batch["labels"][:, 1:].flatten(),

@@ -1,5 +1,7 @@
 """Checkpoints, the saved model, the check of the frozen base, and token counts, each in a real training."""
 
+import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,10 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab.callbacks import Checkpoints, FrozenBase, ModelWriter, Throughput
-from ftlab.callbacks.frozen_base import frozen_digest
 from ftlab.errors import UserError
 from ftlab.methods import Full, LoRA, Method, QLoRA
 from ftlab.modules import FinetuneModule
-from ftlab.networks import Network
+from ftlab.networks import Network, fingerprint, frozen_tensors
 from ftlab.runs import Run
 
 Make = Callable[..., Any]
@@ -80,6 +81,36 @@ class TestCheckpoints:
         assert list(dict.fromkeys(steps)) == written
         assert step_of(run.last) == 7
 
+    def test_a_loss_that_is_no_number_is_never_the_best(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        losses, module = [1.0, math.nan, 2.0], make_module(LoRA(r=1))
+        monkeypatch.setattr(
+            module, "on_validation_epoch_end", lambda: module.log("val_loss", losses[module.current_epoch])
+        )
+        trainer = make_trainer(max_epochs=3, limit_val_batches=1, callbacks=[Checkpoints(run)])
+        trainer.fit(module, make_data(batch_size=8))
+        assert step_of(run.best) == 2  # the end of the first epoch
+
+    def test_a_resumed_run_saves_on_steps_only(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
+    ) -> None:
+        """Two micro-batches a step, a checkpoint every two steps."""
+        written = []
+
+        class Watch(pl.Callback):
+            def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+                written.append((trainer.global_step, run.last.is_file() and run.last.stat().st_mtime_ns))
+
+        for steps in (2, 4):
+            trainer = make_trainer(
+                max_epochs=-1, max_steps=steps, accumulate_grad_batches=2, callbacks=[Checkpoints(run, 2), Watch()]
+            )
+            resume = run.last if run.last.is_file() else None
+            trainer.fit(make_module(LoRA(r=1)), make_data(batch_size=2), ckpt_path=resume)
+        assert [step for step, _ in written] == [0, 0, 1, 1, 2, 2, 3, 3]
+        assert len({when for step, when in written if step >= 2}) == 1  # not again in the middle of step 3
+
     @pytest.mark.parametrize("stop", [3, 4, 6], ids=["in mid-epoch", "at the end of an epoch", "in the second epoch"])
     def test_training_goes_on_from_last_as_if_it_had_never_stopped(
         self, stop: int, run: Run, make_module: Make, make_data: Make, make_trainer: Make, curves: Any
@@ -139,12 +170,27 @@ class TestFrozenBase:
         watch = FrozenBase()
         module = make_module(method(), optimizer=adam)
         make_trainer(max_steps=3, limit_val_batches=1, val_check_interval=1, callbacks=[watch]).fit(module, make_data())
-        assert frozen_digest(module) == watch.digest
+        assert watch.digest == f"cpu {fingerprint(frozen_tensors(module))}"
 
     def test_a_change_is_refused(self, make_module: Make, make_data: Make, make_trainer: Make) -> None:
         trainer = make_trainer(max_steps=1, callbacks=[FrozenBase(), self.Vandal()])
         with pytest.raises(UserError, match="the frozen base has changed"):
             trainer.fit(make_module(LoRA(r=1)), make_data())
+
+    def test_another_base_under_the_same_path_is_refused(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
+    ) -> None:
+        def fit(callback: FrozenBase, module: pl.LightningModule) -> None:
+            make_trainer(max_steps=1, callbacks=[callback]).fit(module, make_data())
+
+        fit(FrozenBase(run), make_module(LoRA(r=1)))
+        fit(FrozenBase(run), make_module(LoRA(r=1)))
+        other = make_module(LoRA(r=1))
+        other.pretrained = dataclasses.replace(other.pretrained, random_weights=True)
+        with pytest.raises(UserError, match="not the one that"):
+            fit(FrozenBase(run), other)
+        with pytest.raises(UserError, match="not the one that"):
+            make_trainer(callbacks=[FrozenBase(run)]).test(other, make_data(), verbose=False)
 
     def test_what_is_trained_may_change(self, make_module: Make, make_data: Make, make_trainer: Make) -> None:
         make_trainer(max_steps=2, callbacks=[FrozenBase()]).fit(make_module(Full(["*norm*"])), make_data())

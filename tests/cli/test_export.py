@@ -26,6 +26,15 @@ def test_an_export_is_whole(
     assert not list(Path().glob(".*unfinished"))
 
 
+@pytest.mark.parametrize("method", ["LoRA", "QLoRA"])
+def test_a_base_in_bfloat16_is_merged_in_float32(method: str, workplace: Path, ftlab: Callable[..., Any]) -> None:
+    options = ["--model.method", method, "--model.network.dtype", "bfloat16", "--run.name", "half"]
+    assert ftlab("fit", "-c", "tiny.yaml", *options).code == 0
+    answer = ftlab("export", "runs/tiny/half", "out", "--merge", "true")
+    assert answer.code == 0, answer.err
+    assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float32}
+
+
 def test_zero_shot_merges_into_its_base(
     finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
 ) -> None:

@@ -184,3 +184,31 @@ def test_predict_of_a_trained_file_keeps_its_references(
     assert ftlab("predict", "-c", run / "config.yaml", "--data.path", train).code == 0
     rows = lines(run / "predictions/predict.jsonl")
     assert [row["references"] for row in rows] == [[row["completion"]] for row in lines(train)]
+
+
+@pytest.mark.parametrize("method", ["lora", "zeroshot"])
+def test_another_network_than_the_run_s_is_not_judged_as_the_run(
+    method: str, finished: Callable[[str], Path], refused: Callable[..., str]
+) -> None:
+    said = refused("test", "-c", finished(method) / "config.yaml", "--model.network.random_weights", "true")
+    assert "model.network.random_weights" in said
+
+
+def test_prompts_that_were_cut_to_train_leave_room_for_answers(
+    workplace: Path, write_lines: Callable[[Path, list[Any]], Path], ftlab: Callable[..., Any]
+) -> None:
+    rows = [{"prompt": f"{number} " * 60, "completion": "yes"} for number in range(12)]
+    for split in ("train", "dev", "test"):
+        write_lines(Path("long") / f"{split}.jsonl", rows)
+    options = ["-c", "tiny.yaml", "--data.path", "long", "--data.max_length", "32", "--data.overflow", "truncate"]
+    for verb in ("fit", "test", "predict"):
+        answer = ftlab(verb, *options, "--run.name", "cut")
+        assert answer.code == 0, answer.err
+
+
+def test_virtual_tokens_of_prompt_tuning_are_no_targets(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    options = ["--model.method", "Peft", "--model.method.config", "peft.PromptTuningConfig"]
+    options += ["--model.method.config.num_virtual_tokens", "3", "--run.name", "prompt"]
+    for verb in ("fit", "test"):
+        answer = ftlab(verb, "-c", "tiny.yaml", *options)
+        assert answer.code == 0, answer.err
