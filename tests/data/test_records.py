@@ -125,14 +125,15 @@ def test_paths_that_hold_nothing_are_refused(tmp_path: Path) -> None:
 def test_a_set_on_the_hub_is_read_by_its_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str) -> datasets.DatasetDict:
-        asked.append(name)
+    def load_dataset(name: str, subset: str | None) -> datasets.DatasetDict:
+        asked.append((name, subset))
         rows = datasets.Dataset.from_list([{"a": "x"}, {"a": "y"}])
         return datasets.DatasetDict({"train": rows, "valid": rows, "extra": rows})
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    open_source("org/no-such-set:part")
     readers = open_source("org/no-such-set")
-    assert asked == ["org/no-such-set"]
+    assert asked == [("org/no-such-set", "part"), ("org/no-such-set", None)]
     assert list(readers) == ["train", "validation"]
     assert [(record.columns, record.source) for record in readers["validation"]()] == [
         ({"a": "x"}, "org/no-such-set/valid#1"),
@@ -141,7 +142,7 @@ def test_a_set_on_the_hub_is_read_by_its_splits(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str) -> None:
+    def load_dataset(name: str, subset: str | None) -> None:
         raise ConnectionError(f"Couldn't reach {name!r}\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -152,6 +153,6 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch: pyte
 
 def test_a_set_on_the_hub_without_known_splits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = datasets.Dataset.from_list([{"a": "x"}])
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict({"unsupervised": rows}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: datasets.DatasetDict({"unsupervised": rows}))
     with pytest.raises(UserError, match="has the splits unsupervised"):
         open_source("org/no-such-set")
