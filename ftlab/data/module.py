@@ -34,7 +34,7 @@ class FinetuneData(LightningDataModule):
     Args:
         network: Network whose tokenizer and context the data must fit.
         path: File (.jsonl, .json, .csv, .parquet), directory with train, dev and test files, or name of a set on the
-            hub.
+            hub (owner/name, or owner/name:subset).
         prompt: Format string over a record's columns, like "Summarise:\\n{dialogue}". Without it and `response` the
             columns are recognised: prompt and completion or response; instruction, input and output.
         response: The same for the answer; a column that holds a list gives several references.
