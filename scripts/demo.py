@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--root", default="runs", help="directory of the runs")
     arguments, options = parser.parse_known_args()
     os.chdir(TOP)
+    # a network this small is bound by calls, not by products: a second thread only waits for the first
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     results = []
     for number, method in enumerate(METHODS, 1):
         experiment = f"demo_{method}"
@@ -104,7 +106,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             process.submit(fit_and_test, experiment, arguments.root, options).result()
         results.append(Result(method, Run(Path(arguments.root) / experiment / "demo")))
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file has no width: 80 would cut the names
     console.print(table(results))
     show_answers(results, console)
     print("\nThe runs are in " + ", ".join(str(result.run.directory) for result in results))
