@@ -171,7 +171,14 @@ def test_stopped_before_its_first_checkpoint_a_run_leaves_nothing(
 def test_a_signal_in_the_middle_of_training(workplace: Path) -> None:
     options = ["--trainer.max_steps", "100000", "--run.checkpoint_every", "5", "--run.name", "long"]
     command = [sys.executable, "-m", "ftlab", "fit", "-c", "tiny.yaml", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts the tests in the background has them ignore SIGINT, and what they start too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     checkpoint = Path("runs/tiny/long/checkpoints/last.ckpt")
     try:
         while not checkpoint.is_file():
