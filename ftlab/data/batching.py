@@ -54,19 +54,17 @@ class PadCollator:
 
     Args:
         pad_id: Fills the rows up.
-        multiple_of: Lengths are rounded up to a multiple of it (8 suits tensor cores).
     """
 
     pad_id: int
-    multiple_of: int = 1
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         """Pads to the longest; the batch is in the order of `examples`."""
         rows = [example.input_ids for example in examples]
-        labels = _pad([example.labels for example in examples], IGNORED, self.multiple_of)
+        labels = _pad([example.labels for example in examples], IGNORED)
         return Batch(
-            input_ids=_pad(rows, self.pad_id, self.multiple_of),
-            attention_mask=_pad([[1] * len(row) for row in rows], 0, self.multiple_of),
+            input_ids=_pad(rows, self.pad_id),
+            attention_mask=_pad([[1] * len(row) for row in rows], 0),
             labels=labels,
             target_tokens=int((labels[:, 1:] != IGNORED).sum()),
             tokens=sum(len(row) for row in rows),
@@ -79,25 +77,23 @@ class PromptCollator:
 
     Args:
         pad_id: Fills the rows up.
-        multiple_of: Lengths are rounded up to a multiple of it.
     """
 
     pad_id: int
-    multiple_of: int = 1
 
     def __call__(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pads to the longest; the batch is in the order of `prompts`."""
         rows = [prompt.input_ids for prompt in prompts]
         return PromptBatch(
-            input_ids=_pad(rows, self.pad_id, self.multiple_of, left=True),
-            attention_mask=_pad([[1] * len(row) for row in rows], 0, self.multiple_of, left=True),
+            input_ids=_pad(rows, self.pad_id, left=True),
+            attention_mask=_pad([[1] * len(row) for row in rows], 0, left=True),
             indices=[prompt.index for prompt in prompts],
         )
 
 
-def _pad(rows: Sequence[list[int]], value: int, multiple_of: int, left: bool = False) -> Any:
+def _pad(rows: Sequence[list[int]], value: int, left: bool = False) -> Any:
     """Rows of any lengths as one tensor, (batch, length)."""
-    length = -(-max(map(len, rows)) // multiple_of) * multiple_of
+    length = max(map(len, rows))
     padded: Tensor = torch.full((len(rows), length), value, dtype=torch.long)
     for place, row in enumerate(rows):
         span = slice(length - len(row), None) if left else slice(len(row))

@@ -43,14 +43,6 @@ def test_prompts_are_padded_on_the_left() -> None:
     assert batch["indices"] == [7, 4]
 
 
-@pytest.mark.parametrize(("multiple_of", "length"), [(1, 3), (2, 4), (3, 3), (8, 8)])
-def test_lengths_are_rounded_up(multiple_of: int, length: int) -> None:
-    batch = PadCollator(0, multiple_of)([Example([1, 2, 3], [1, 2, 3])])
-    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (1, length)
-    assert (batch["tokens"], batch["target_tokens"]) == (3, 2)
-    assert PromptCollator(0, multiple_of)([Prompt(0, [1, 2, 3])])["input_ids"].shape == (1, length)
-
-
 @given(SIZES, st.integers(1, 9), SEEDS, st.integers(0, 5))
 def test_one_rank_trains_every_record_once(size: int, batch_size: int, seed: int, epoch: int) -> None:
     sampler = ShuffledBatchSampler(size, batch_size, seed)
