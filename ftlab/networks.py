@@ -90,11 +90,17 @@ class Network:
         return self._open(AutoConfig, "config.json")
 
     def context_length(self) -> int | None:
-        """Longest input in tokens that the network was built for; None where its configuration does not say."""
+        """Longest input in tokens that the network was built for; None where its configuration does not say.
+
+        None also for a tokenizer without a network, which is enough to prepare data.
+        """
+        if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
+            return None
         return getattr(self.config(), "max_position_embeddings", None)
 
     def model(self, quantization: Quantization | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
         """Opens the network on `device`, its base quantised where asked, in evaluation mode."""
+        self.config()  # what is wrong with it is better said before the weights
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if self.attention:
             options["attn_implementation"] = self.attention

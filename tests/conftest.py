@@ -28,6 +28,13 @@ from ftlab.runs import Run
 ASSETS = Path(ftlab.__file__).parent / "assets"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the session's own, for this process and those that it starts."""
+    os.environ["FTLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return Path(os.environ["FTLAB_CACHE"])
+
+
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
     """Two Llama layers with random weights and the demo's tokenizer; input and output embeddings apart."""

@@ -15,11 +15,12 @@ VERBS = {
     "validate": "score a run on its validation records",
     "test": "score a run on its test records",
     "predict": "answer the prompts of a file with a run",
+    "prepare": "run the data of an experiment alone: what was read, left out and why, split, leaked, how long",
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
 }
 
-_MODULES = {"generate": "ftlab.cli.generate", "export": "ftlab.cli.export"}
+_MODULES = {"prepare": "ftlab.cli.prepare", "generate": "ftlab.cli.generate", "export": "ftlab.cli.export"}
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
 

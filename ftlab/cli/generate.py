@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.data.records import pair
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate_all
 
@@ -28,7 +29,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     encoder = experiment.datamodule.encoder
 
     def answers(prompts: list[str]) -> list[str]:
-        ids = encoder.prompts_ids(prompts, decoding.max_new_tokens)
+        ids = encoder.prompts_ids([pair(prompt, (), "the prompt") for prompt in prompts], decoding.max_new_tokens)
         tokens = generate_all(network, ids, decoding, encoder.stop_ids, encoder.pad_id, options.batch_size)
         return [encoder.decode(answer) for answer in tokens]
 

@@ -103,7 +103,7 @@ def test(experiment: Experiment) -> None:
     """Scores the test records with the run's best weights; `test_…` go into scores.json."""
     checkpoint = _to_judge(experiment)
     if experiment.datamodule.scored_split != "test":
-        _say(f"{experiment.datamodule.path} has no test records: scoring the validation records")
+        _say(f"{experiment.datamodule.corpus.name} has no test records: scoring the validation records")
     experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
     _keep_scores(experiment, "test", "test")
 

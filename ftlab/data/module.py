@@ -1,112 +1,164 @@
-"""FinetuneData: from a path to batches, for Lightning.
+"""FinetuneData: from paths to batches, for Lightning.
 
-Each split goes one way: raw records, records, rows (encoded pairs of prompt and reference), batches; and to be
-scored, records grouped by prompt. Every stage is made when first asked for and kept.
+`corpus` prepares rows once and keeps them on disk; here they become batches: which rows, in which order, in which
+layout, for which rank.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import numpy
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from ftlab.data.batching import Batch, LengthBatchSampler, PadCollator, Prompt, PromptCollator, ShuffledBatchSampler
-from ftlab.data.encoding import IGNORED, Encoded, Encoder, Example, Overflow, Pair, TemplateKind
-from ftlab.data.records import Split
-from ftlab.data.splits import SplitRecords, evenly_spaced
-from ftlab.data.templates import Record, group_by_prompt
+from ftlab.data.assignment import Splits, evenly_spaced
+from ftlab.data.cleaning import Cleaning
+from ftlab.data.collators import Batch, PackCollator, PadCollator, Prompt, PromptCollator
+from ftlab.data.corpus import Corpus
+from ftlab.data.duplicates import Duplicates
+from ftlab.data.encoder import Encoder, Encoding
+from ftlab.data.formats import Format
+from ftlab.data.layout import FLASH, Batching, Choice, choose, training_sampler
+from ftlab.data.leaks import Leaks
+from ftlab.data.mixing import Mixing, Source, plan
+from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
+from ftlab.data.samplers import LengthBatchSampler, TrainingBatchSampler
+from ftlab.data.store import Prepared, Rows
 from ftlab.errors import UserError
 from ftlab.networks import Network
 
 
 class FinetuneData(LightningDataModule):
-    """Prompts and responses from files or the hub, encoded for one network.
-
-    A single file is split by a hash of each record's prompt, so that adding records never moves old ones; in a
-    directory the files train, dev and test decide, and validation is carved out of train where there is no dev.
+    """Records from files or the hub, prepared for one network and put into batches.
 
     Args:
         network: Network whose tokenizer and context the data must fit.
-        path: File (.jsonl, .json, .csv, .parquet), directory with train, dev and test files, or name of a set on the
-            hub (owner/name, or owner/name:subset).
-        prompt: Format string over a record's columns, like "Summarise:\\n{dialogue}". Without it and `response` the
-            columns are recognised: prompt and completion or response; instruction, input and output.
+        path: File, glob, directory with train, dev and test files, URL, or name of a set on the hub (owner/name, or
+            owner/name:subset). Files that nothing tells apart are split by a hash of each record's prompt.
+        sources: Several paths instead of one, with weights, limits and formats of their own.
+        mixing: In what proportion training takes from several sources.
+        format: How columns are read: auto finds it by their names.
+        prompt: Format string over a record's columns, like "Summarise:\\n{dialogue}", with `response`.
         response: The same for the answer; a column that holds a list gives several references.
-        template: chat renders prompt and response by the tokenizer's chat template, plain joins them, auto takes
-            chat where the tokenizer has a template.
-        max_length: Most tokens of prompt, response and stop token together; by default the network's context.
-        overflow: What becomes of a longer record: refuse stops with its name, drop leaves it out, truncate cuts the
-            front of the prompt.
-        batch_size: Records of a training batch on one device.
-        eval_batch_size: Records of an evaluation batch on one device; by default as in training, so that judging takes
-            no more memory.
-        validation_share: Share of the prompts carved out for validation where no file is given for it.
-        test_share: Share of the prompts of a single file carved out for test.
+        system: System turn for every record that has none; may name columns as `prompt` does.
+        function: Dotted path of a function of your own, columns to columns; None from it leaves a record out.
+        group_by: Column whose equal values stay together in a split.
+        stratify_by: Column over whose values the splits are spread evenly.
+        sample_by: What is one record of a text file: the whole, what stands between blank lines, or a line.
+        template: auto renders by the tokenizer's chat template where it has one; chat insists on it; plain joins prompt
+            and response; or the name of one of its templates, or the path of a .jinja file.
+        learn: last trains the answer only, assistant all turns of the assistant, all every token; or a list of roles.
+        max_length: Most tokens of an example, stop token included; by default the network's context.
+        overflow: What becomes of a longer one: refuse stops with its name, drop leaves it out, truncate cuts it, split
+            cuts running text into pieces.
+        truncate_from: left cuts the front of the prompt, right the end of the answer.
+        clean: What is mended in texts and which records are left out.
+        duplicates: Which training records count as the same.
+        splits: How records are shared out where files do not say it.
+        leaks: What is done about evaluation records that are found in training.
+        batching: pad fills rows up, bucket puts like lengths together, pack joins several records in a row without one
+            seeing another; auto chooses pad or bucket (with batch_tokens: bucket or pack) and says why.
+        batch_size: Records (packed: rows of max_length tokens) of a training batch on one device.
+        batch_tokens: Most tokens of a training batch on one device, padding counted, instead of batch_size.
+        eval_batch_size: Records of an evaluation batch on one device; by default batch_size.
         validation_limit: Most rows that validation during training takes, evenly spaced over the split.
         test_limit: Most prompts that are scored, evenly spaced over the split.
-        workers: Processes that put batches together, beside the main one.
+        workers: Processes that put batches together, beside the main one; by default some where there is a GPU.
+        preparation_workers: Processes that prepare; by default one for small sets, a core each for others.
+        cache: Directory for prepared rows; by default $FTLAB_CACHE or the user's cache directory.
         seed: Chooses the order of training records, together with the epoch.
     """
 
     def __init__(
         self,
         network: Network,
-        path: str,
+        path: str | None = None,
+        sources: list[Source] | None = None,
+        mixing: Mixing = Mixing(),  # noqa: B008  # frozen
+        format: Literal[
+            "auto", "pairs", "messages", "conversations", "alpaca", "text", "tokens", "preference"
+        ] = "auto",
         prompt: str | None = None,
         response: str | None = None,
-        template: TemplateKind = "auto",
+        system: str | None = None,
+        function: str | None = None,
+        group_by: str | None = None,
+        stratify_by: str | None = None,
+        sample_by: Literal["document", "paragraph", "line"] = "document",
+        template: str = "auto",
+        learn: Literal["last", "assistant", "all"] | list[str] = "last",
         max_length: int | None = None,
-        overflow: Overflow = "refuse",
+        overflow: Literal["refuse", "drop", "truncate", "split"] = "refuse",
+        truncate_from: Literal["left", "right"] = "left",
+        clean: Cleaning = Cleaning(),  # noqa: B008
+        duplicates: Duplicates = Duplicates(),  # noqa: B008
+        splits: Splits = Splits(),  # noqa: B008
+        leaks: Leaks = Leaks(),  # noqa: B008
+        batching: Batching = "auto",
         batch_size: int = 8,
+        batch_tokens: int | None = None,
         eval_batch_size: int | None = None,
-        validation_share: float = 0.05,
-        test_share: float = 0.05,
         validation_limit: int | None = None,
         test_limit: int | None = None,
-        workers: int = 0,
+        workers: int | None = None,
+        preparation_workers: int | None = None,
+        cache: str | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
         at_least_one = {
             "max_length": max_length,
             "batch_size": batch_size,
+            "batch_tokens": batch_tokens,
             "eval_batch_size": eval_batch_size,
             "validation_limit": validation_limit,
             "test_limit": test_limit,
+            "preparation_workers": preparation_workers,
         }
         for name, value in at_least_one.items():
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; give 1 or more")
         for name, value in {"workers": workers, "seed": seed}.items():
-            if value < 0:
+            if value is not None and value < 0:
                 raise UserError(f"data.{name} is {value}; give 0 or more")
+        if (path is None) == (sources is None):
+            raise UserError("data.path names one source and data.sources a list of them: give one of the two")
         self.network = network
-        self.path = path
-        self.prompt = prompt
-        self.response = response
-        self.template = template
-        self.max_length = max_length
-        self.overflow = overflow
+        self.sources = tuple(sources or [Source(str(path))])
+        self.mixing = mixing
+        self.format = Format(format, prompt, response, system, function, group_by, stratify_by)
+        self.sample_by = sample_by
+        self.encoding = Encoding(template, learn, max_length, overflow, truncate_from)
+        self.cleaning = clean
+        self.duplicates = duplicates
+        self.splits = splits
+        self.leaks = leaks
+        self.batching = batching
         self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
         self.eval_batch_size = eval_batch_size or batch_size
-        self.validation_share = validation_share
-        self.test_share = test_share
         self.validation_limit = validation_limit
         self.test_limit = test_limit
-        self.workers = workers
+        self.workers = _workers() if workers is None else workers
+        self.preparation_workers = preparation_workers
+        self.cache = cache
         self.seed = seed
         self.room = 0
         """Tokens that generation will add: with `overflow` truncate, prompts are cut to leave them room."""
         self.answers_in_validation = False
         """Whether validation judges answers beside the loss: too slow in the course of training."""
-        self._fitted: dict[Split, Encoded] = {}
-        self._scored: dict[Split, tuple[list[Record], list[Example]]] = {}
+        self._rows: dict[Split, Rows] = {}
+        self._scored: dict[Split, tuple[list[Record], Rows]] = {}
+
+    # ---------------------------------------------------------------- what there is
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -115,65 +167,102 @@ class FinetuneData(LightningDataModule):
         Raises:
             UserError: `max_length` is beyond the network's context, or the tokenizer cannot be used (see Encoder).
         """
-        context = self.network.context_length()
-        if self.max_length and context and self.max_length > context:
+        context, length = self.network.context_length(), self.encoding.max_length
+        if length and context and length > context:
             raise UserError(
-                f"data.max_length is {self.max_length}, but {self.network.path} has a context of {context} tokens; "
+                f"data.max_length is {length}, but {self.network.path} has a context of {context} tokens; "
                 f"give {context} or less"
             )
-        return Encoder(self.network.tokenizer(), self.template, self.max_length or context, self.overflow)
+        return Encoder(self.network.tokenizer(), replace(self.encoding, max_length=length or context))
 
     @cached_property
-    def _splits(self) -> SplitRecords:
-        return SplitRecords(self.path, self.prompt, self.response, self.validation_share, self.test_share)
+    def corpus(self) -> Corpus:
+        """What is to be prepared, and how."""
+        return Corpus(
+            self.sources, self.format, self.cleaning, self.duplicates, self.splits, self.leaks, self.sample_by,
+            self.preparation_workers, self.cache,
+        )  # fmt: skip
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The prepared rows: opened from the cache, or made by whichever process comes first."""
+        return self.corpus.prepared(self.encoder)
+
+    @property
+    def name(self) -> str:
+        """The paths, for messages."""
+        return self.corpus.name
 
     def prepare_data(self) -> None:
-        """Finds the files, or downloads the set: on one process of each node, before the others look."""
-        _ = self._splits
+        """Prepares the rows on one process of each node; the others find them in the cache. To predict takes none."""
+        if not (self.trainer and self.trainer.predicting):
+            _ = self.prepared
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes what the stage needs, once.
+        """Opens what the stage needs and refuses what it lacks.
 
         Args:
             stage: fit (and None) takes train and validation, validate only that, test what is scored, predict the
                 prompts.
         """
         if stage in (None, "fit"):
-            self._encoded("train")
-        if stage == "validate" or (stage in (None, "fit") and self.has_split("validation")):
-            _ = self._scoring("validation") if self.answers_in_validation else self._encoded("validation")
+            self.rows("train")
+        if stage == "validate":
+            self.rows("validation")
         if stage == "test":
-            self._scoring(self.scored_split)
+            self.rows(self.scored_split)
         if stage == "predict":
             _ = self.prompts
 
     def has_split(self, split: Split) -> bool:
-        """Whether there is such a split, by file or by share; reads nothing."""
-        return self._splits.has(split)
+        """Whether there is such a split, by file or by share."""
+        return self.corpus.has(split)
 
     @property
     def scored_split(self) -> Split:
         """What `ftlab test` scores: test, and without test records validation."""
         return "test" if self.has_split("test") else "validation"
 
-    def rows(self, split: Split) -> list[Example]:
-        """Encoded pairs of prompt and reference, in the order of the file; validation under `validation_limit`."""
-        return self._encoded(split).kept
+    def rows(self, split: Split) -> Rows:
+        """Encoded rows in the order of the files; validation under `validation_limit`.
+
+        Raises:
+            UserError: There is no such split, or nothing has been left of it.
+        """
+        rows = self._whole(split)
+        if split == "validation":
+            return rows.chosen(numpy.array(evenly_spaced(range(len(rows)), self.validation_limit)))
+        return rows
 
     def records(self, split: Split) -> list[Record]:
-        """Records grouped by prompt, for generation and scoring; validation and test under `test_limit`.
-
-        With `overflow` drop a record is left out when none of its rows fits.
-        """
+        """Records grouped by prompt, for generation and scoring, under `test_limit`; running text has none."""
         return self._scoring(split)[0]
 
     @cached_property
     def prompts(self) -> list[Record]:
-        """What `ftlab predict` answers, grouped by prompt: a single file whole, else the test records, without limit.
+        """What `ftlab predict` answers, grouped by prompt: pooled files whole, else the test records (or validation's),
+        without limit. References may be missing."""
+        pooled = any(files.pooled for files in self.corpus.files)
+        given = {split for files in self.corpus.files for split in files.splits}
+        split = next((split for split in ("test", "validation") if split in given), None)
+        if split is None and not pooled:
+            return [group.record for group in group_by_prompt(self.prepared.records("validation"))]
+        return self.corpus.prompts(split or "train")
 
-        References may be missing.
-        """
-        return group_by_prompt(self._splits.prompts())
+    # ---------------------------------------------------------------- training
+
+    @cached_property
+    def layout(self) -> Choice:
+        """How training rows are laid out in batches, and why."""
+        return choose(
+            self.batching,
+            self.rows("train").lengths,
+            self._capacity,
+            self.batch_size,
+            self.batch_tokens,
+            self.network.attention,
+            self._device,
+        )
 
     def train_dataloader(self) -> StatefulDataLoader:
         """Shuffled rows, this rank's share; its state resumes in mid-epoch."""
@@ -186,10 +275,70 @@ class FinetuneData(LightningDataModule):
             return StatefulDataLoader(
                 _Items(self.rows("train")),
                 batch_sampler=sampler,
-                collate_fn=PadCollator(self.encoder.pad_id),
+                collate_fn=self._collator,
                 num_workers=self.workers,
+                prefetch_factor=4 if self.workers else None,
                 pin_memory=torch.cuda.is_available(),
             )
+
+    @property
+    def _collator(self) -> PackCollator | PadCollator:
+        pad = self.encoder.pad_id
+        if self.layout.kind == "pack":
+            return PackCollator(pad, flat=self.network.attention in FLASH)
+        return PadCollator(pad)
+
+    def train_batches_per_epoch(self, world_size: int = 1) -> int:
+        """Batches that each of `world_size` ranks takes in an epoch."""
+        return len(self._train_sampler(0, world_size))
+
+    def batches(self) -> Iterator[Batch]:
+        """Training batches in the order of the first epoch, the same on every rank, for methods that look first."""
+        items, collate = _Items(self.rows("train")), self._collator
+        for indices in self._train_sampler(0, 1):
+            yield collate([items[index] for index in indices])
+
+    @cached_property
+    def _plan(self) -> numpy.ndarray | None:
+        """Which training rows an epoch takes, where sources are mixed; None where it is every row once."""
+        if self.mixing.how == "concatenate" and all(source.epochs == 1 for source in self.sources):
+            return None
+        sizes = numpy.bincount(self.rows("train").origins, minlength=len(self.sources)).tolist()
+        return plan(sizes, self.sources, self.mixing, self.seed)
+
+    def _train_sampler(self, rank: int, world_size: int) -> TrainingBatchSampler:
+        rows = self.rows("train")
+        lengths = rows.lengths if self._plan is None else rows.lengths[self._plan]
+        sampler = training_sampler(
+            self.layout.kind,
+            lengths,
+            self.batch_size,
+            self.batch_tokens,
+            self._capacity,
+            self.seed,
+            rank,
+            world_size,
+            self._plan,
+            data=self.prepared.directory.name,
+        )
+        if not len(sampler):
+            raise UserError(
+                f"data.path: {self.corpus.name} has {len(rows)} training rows, too few for {world_size} devices; use fewer"
+            )
+        return sampler
+
+    @property
+    def _capacity(self) -> int:
+        """Tokens of a pack."""
+        return self.encoder.max_length or int(self.rows("train").lengths.max())
+
+    @property
+    def _device(self) -> str:
+        if self.trainer:
+            return self.trainer.strategy.root_device.type
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    # ---------------------------------------------------------------- judging
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Rows for the loss, this rank's share, and the prompts where `answers_in_validation`; nothing without
@@ -226,80 +375,54 @@ class FinetuneData(LightningDataModule):
         return self._prompt_loader(self.records(split), room)
 
     def _prompt_loader(self, records: list[Record], room: int = 0) -> DataLoader:
-        ids = self.encoder.prompts_ids([record.prompt for record in records], room)
+        ids = self.encoder.prompts_ids(records, room)
         prompts = [Prompt(index, row) for index, row in enumerate(ids)]
         return self._eval_loader(prompts, [len(row) for row in ids], PromptCollator(self.encoder.pad_id))
 
-    def train_batches_per_epoch(self, world_size: int = 1) -> int:
-        """Batches that each of `world_size` ranks takes in an epoch."""
-        return len(self._train_sampler(0, world_size))
+    def summary(self) -> dict[str, Any]:
+        """Sizes of the prepared splits and what was left out, for the log; `prepared` names the rows themselves."""
+        report = self.prepared.report
+        sizes: dict[str, Any] = {"prepared": self.prepared.directory.name, "read": report["read"]}
+        for split in SPLITS:
+            rows = self.prepared.rows(split)
+            if len(rows):
+                sizes[f"{split}_rows"] = len(rows)
+                sizes[f"{split}_tokens"] = int(rows.lengths.sum())
+                sizes[f"{split}_target_tokens"] = int(rows.targets.sum())
+                sizes[f"{split}_longest"] = int(rows.lengths.max())
+        sizes |= {f"dropped_{rule}": count for rule, count in report["dropped"].items()}
+        return sizes | {"truncated": report["truncated"]}
 
-    def batches(self) -> Iterator[Batch]:
-        """Training batches in the order of the first epoch, the same on every rank, for methods that look first."""
-        rows, collate = self.rows("train"), PadCollator(self.encoder.pad_id)
-        for indices in self._train_sampler(0, 1):
-            yield collate([rows[index] for index in indices])
+    def _whole(self, split: Split) -> Rows:
+        if not self.has_split(split):
+            hint = "" if split == "train" else f" or raise data.splits.{split}"
+            raise UserError(f"data.path: {self.corpus.name} has no {split} records; add a {split} file{hint}")
+        if split not in self._rows:
+            self._rows[split] = self.prepared.rows(split)
+        rows = self._rows[split]
+        if not len(rows):
+            raise UserError(
+                f"data.path: nothing is left of the {split} records of {self.corpus.name}; ftlab prepare shows what was left "
+                "out and why"
+            )
+        return rows
 
-    def summary(self) -> dict[str, int]:
-        """Sizes of what has been encoded so far, for the log."""
-        sizes: dict[str, int] = {}
-        for split, encoded in self._fitted.items():
-            rows = encoded.kept
-            sizes[f"{split}_rows"] = len(rows)
-            sizes[f"{split}_tokens"] = sum(len(row.input_ids) for row in rows)
-            sizes[f"{split}_target_tokens"] = sum(label != IGNORED for row in rows for label in row.labels[1:])
-            sizes[f"{split}_longest"] = max(len(row.input_ids) for row in rows)
-            sizes[f"{split}_dropped"] = encoded.dropped
-            sizes[f"{split}_truncated"] = encoded.truncated
-        for split, (records, rows) in self._scored.items():
-            sizes[f"{split}_scored_records"] = len(records)
-            sizes[f"{split}_scored_rows"] = len(rows)
-        return sizes
-
-    def _encoded(self, split: Split) -> Encoded:
-        if split not in self._fitted:
-            pairs = _pairs(self._splits.records(split))
-            if split == "validation":
-                pairs = evenly_spaced(pairs, self.validation_limit)
-            self._fitted[split] = self._encode(pairs, split)
-        return self._fitted[split]
-
-    def _scoring(self, split: Split) -> tuple[list[Record], list[Example]]:
+    def _scoring(self, split: Split) -> tuple[list[Record], Rows]:
         """The records that are scored and all rows with their prompts."""
         if split not in self._scored:
-            records = self._splits.records(split)
-            grouped = group_by_prompt(records)
+            rows = self._whole(split)
+            groups = group_by_prompt(self.prepared.records(split))
             if split != "train":
-                grouped = evenly_spaced(grouped, self.test_limit)
-            chosen = {record.prompt for record in grouped}
-            pairs = [pair for pair in _pairs(records) if pair.prompt in chosen]
-            encoded = self._encode(pairs, split)
-            fitting = {pair.prompt for pair, row in zip(pairs, encoded.examples, strict=True) if row}
-            self._scored[split] = [record for record in grouped if record.prompt in fitting], encoded.kept
+                groups = evenly_spaced(groups, self.test_limit)
+            numbers = numpy.array([number for group in groups for number in group.numbers], dtype=numpy.int64)
+            chosen = numpy.isin(rows.records, numbers) if groups else numpy.ones(len(rows), dtype=bool)
+            self._scored[split] = [group.record for group in groups], rows.chosen(chosen)
         return self._scored[split]
 
-    def _encode(self, pairs: list[Pair], split: Split) -> Encoded:
-        encoded = self.encoder.encode_all(pairs)
-        if not encoded.kept:
-            raise UserError(
-                f"data.overflow: drop leaves none of the {len(pairs)} {split} rows of {self.path} at data.max_length "
-                f"{self.encoder.max_length}; raise it or set data.overflow to truncate"
-            )
-        return encoded
+    def _rows_loader(self, rows: Rows) -> DataLoader:
+        return self._eval_loader(rows, rows.lengths, PadCollator(self.encoder.pad_id))
 
-    def _train_sampler(self, rank: int, world_size: int) -> ShuffledBatchSampler:
-        size = len(self.rows("train"))
-        sampler = ShuffledBatchSampler(size, self.batch_size, self.seed, rank, world_size)
-        if not len(sampler):
-            raise UserError(
-                f"data.path: {self.path} has {size} training rows, too few for {world_size} devices; use fewer"
-            )
-        return sampler
-
-    def _rows_loader(self, rows: list[Example]) -> DataLoader:
-        return self._eval_loader(rows, [len(row.input_ids) for row in rows], PadCollator(self.encoder.pad_id))
-
-    def _eval_loader(self, items: Sequence[Any], lengths: list[int], collate: Any) -> DataLoader:
+    def _eval_loader(self, items: Sequence[Any], lengths: Any, collate: Any) -> DataLoader:
         return DataLoader(
             _Items(items),
             batch_sampler=LengthBatchSampler(lengths, self.eval_batch_size, *self._rank_and_world()),
@@ -313,7 +436,7 @@ class FinetuneData(LightningDataModule):
 
 
 class _Items(Dataset):
-    """A list as torch's loaders want it typed."""
+    """A sequence as torch's loaders want it typed; a pack of indices gives a pack of items."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -321,9 +444,10 @@ class _Items(Dataset):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> Any:
-        return self._items[index]
+    def __getitem__(self, index: int | list[int]) -> Any:
+        return [self._items[place] for place in index] if isinstance(index, list) else self._items[index]
 
 
-def _pairs(records: list[Record]) -> list[Pair]:
-    return [Pair(record.prompt, reference, record.source) for record in records for reference in record.references]
+def _workers() -> int:
+    """None on a CPU, whose cores are busy training; on a GPU some, of those that this process may use."""
+    return min(4, max(1, len(os.sched_getaffinity(0)) - 1)) if torch.cuda.is_available() else 0

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ftlab.data import FinetuneData
-from ftlab.data.encoding import IGNORED
+from ftlab.data.examples import IGNORED
+from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate
@@ -23,6 +24,7 @@ from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
 from ftlab.methods.base import trained_names
 from ftlab.modules.devices import gathered, summed
+from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network
@@ -111,7 +113,8 @@ class FinetuneModule(pl.LightningModule):
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
         # said here and not in the network's configuration, which is saved with its weights
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
         logits = self(**inputs).logits[:, -batch["labels"].shape[1] :]  # without a prompt method's virtual tokens
         return nn.functional.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(),
@@ -164,10 +167,33 @@ class FinetuneModule(pl.LightningModule):
         return kwargs.get("num_replicas", 1)
 
     def on_train_start(self) -> None:
-        """Dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
+        """Tries packing; dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
+        if self.data.layout.kind == "pack":
+            with self.trainer.precision_plugin.forward_context():
+                self._check_isolation()
         if not self._random_state:
             torch.manual_seed(self.seed + 1 + self.global_rank)
             self.on_after_backward()
+
+    def _check_isolation(self) -> None:
+        """Packed records must not see each other.
+
+        Raises:
+            UserError: In this network they do, or it cannot be tried.
+        """
+        assert self.network is not None
+        flat = self.pretrained.attention in FLASH  # as the collator lays packs
+        try:
+            isolated, why = attention_is_isolated(self.network, 1 if flat else 2), "see each other"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a network raises on a batch that it was not made for
+            isolated, why = False, f"cannot be read ({' '.join(str(error).split())})"
+        if not isolated:
+            raise UserError(
+                f"data.batching pack: in {self.pretrained.path} with this method packed records {why}, so the loss "
+                "would be of something else; set data.batching to bucket"
+            )
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dropout goes on where the last batch left it: loaders, too, draw whenever they start, and only some do on

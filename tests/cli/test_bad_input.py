@@ -27,7 +27,7 @@ def place(workplace: Path, network: Network) -> Path:
     for name, content in sets.items():
         (workplace / name).mkdir()
         (workplace / name / "train.jsonl").write_bytes(content)
-        (workplace / name / "dev.jsonl").write_text(ROW)
+        (workplace / name / "dev.jsonl").write_text(ROW.replace("a", "z"))
     (workplace / "only_dev/train.jsonl").unlink()
     (workplace / "no_split").mkdir()
     for name, files in {"no_weights": "*.safetensors", "no_tokenizer": "tok*", "no_config": "config.json"}.items():
@@ -49,16 +49,22 @@ def place(workplace: Path, network: Network) -> Path:
         ("--data.path broken", ["train.jsonl:2 is broken JSON", "broken/train.jsonl"]),
         ("--data.path latin", ["train.jsonl:1 is not UTF-8"]),
         ("--data.path numbers", ["train.jsonl:1 is a number"]),
-        ("--data.path columns", ["question, solution", "data.prompt"]),
-        ("--data.path columns --data.prompt {ask} --data.response {solution}", ["no column ask", "question, solution"]),
+        ("--data.path columns", ["question and solution", "data.prompt"]),
+        (
+            "--data.path columns --data.prompt {ask} --data.response {solution}",
+            ["no column ask", "question and solution"],
+        ),
         ("--data.prompt {prompt}", ["data.response is missing"]),
-        ("--data.path masked", ["train.jsonl:2: the response is empty, so nothing would be learned"]),
+        (
+            "--data.path masked --data.clean.empty false",
+            ["train.jsonl:2: the response is empty, so nothing would be learned"],
+        ),
         ("--data.path long", ["train.jsonl:1 takes", "data.max_length", "data.overflow"]),
-        ("--data.path long --data.overflow drop", ["drop leaves none"]),
+        ("--data.path long --data.overflow drop", ["none is left to train on", "too_long 1", "data.overflow"]),
         ("--data.path only_dev", ["no train records"]),
         ("--data.max_length 4096", ["data.max_length is 4096", "context of 128"]),
         ("--data.batch_size 0", ["data.batch_size is 0"]),
-        ("--data.validation_share 1.5 --data.path masked/dev.jsonl", ["data.validation_share 1.5"]),
+        ("--data.splits.validation 1.5 --data.path masked/dev.jsonl", ["data.splits.validation is 1.5"]),
     ],
 )
 def test_data(options: str, said: list[str], place: Path, refused: Callable[..., str]) -> None:

@@ -165,7 +165,7 @@ def test_a_method_of_the_user(workplace: Path, ftlab: Callable[..., Any]) -> Non
         ("--model.method.dropot 0", "there is no key model.method.dropot: did you mean model.method.dropout?"),
         ("--model.decoding.max_tokens 3", "there is no key model.decoding.max_tokens: did you mean model.decoding.max_new_tokens?"),  # noqa: E501
         ("--model.optimizer.weigth_decay 0", "there is no key model.optimizer.weigth_decay: did you mean model.optimizer.weight_decay?"),  # noqa: E501
-        ("--data.colour red", "there is no key data.colour: under data there are network, path, prompt"),
+        ("--data.colour red", "there is no key data.colour: under data there are network, path, sources"),
         ("--trainer.max_step 3", "there is no key trainer.max_step: did you mean trainer.max_steps?"),
         ("--run.nme a", "there is no key run.nme: did you mean run.name?"),
     ],

@@ -119,7 +119,7 @@ def test_one_file_is_split_by_hash(
     workplace: Path, write_lines: Callable[..., Path], ftlab: Callable[..., Any]
 ) -> None:
     write_lines(workplace / "all.jsonl", [{"prompt": f"question {n}", "response": "answer"} for n in range(60)])
-    shares = ["--data.validation_share", 0.2, "--data.test_share", 0.2]
+    shares = ["--data.splits.validation", 0.2, "--data.splits.test", 0.2]
     assert ftlab("fit", "-c", "tiny.yaml", "--run.name", "one", "--data.path", "all.jsonl", *shares).code == 0
     assert ftlab("test", "-c", "runs/tiny/one/config.yaml").code == 0
     sizes = json.loads(Path("runs/tiny/one/provenance.json").read_text())["data"]

@@ -115,7 +115,7 @@ def test_records_that_share_a_prompt_are_its_references(
 ) -> None:
     rows = [{"mr": "name[X]", "ref": "X is here."}, {"mr": "name[Y]", "ref": "Y."}, {"mr": "name[X]", "ref": "An X."}]
     for split in ("train", "dev", "test"):
-        write_lines(workplace / f"e2e/{split}.jsonl", rows)
+        write_lines(workplace / f"e2e/{split}.jsonl", [row | {"mr": split + row["mr"]} for row in rows])
     command = ["-c", "tiny.yaml", "--run.name", "several", "--data.path", "e2e", "--model.method", "ZeroShot"]
     templates = ["--data.prompt", "{mr}\n", "--data.response", "{ref}"]
     assert ftlab("fit", *command, *templates).code == 0
@@ -197,8 +197,8 @@ def test_another_network_than_the_run_s_is_not_judged_as_the_run(
 def test_prompts_that_were_cut_to_train_leave_room_for_answers(
     workplace: Path, write_lines: Callable[[Path, list[Any]], Path], ftlab: Callable[..., Any]
 ) -> None:
-    rows = [{"prompt": f"{number} " * 60, "completion": "yes"} for number in range(12)]
     for split in ("train", "dev", "test"):
+        rows = [{"prompt": f"{split}{number} " * 60, "completion": "yes"} for number in range(12)]
         write_lines(Path("long") / f"{split}.jsonl", rows)
     options = ["-c", "tiny.yaml", "--data.path", "long", "--data.max_length", "32", "--data.overflow", "truncate"]
     for verb in ("fit", "test", "predict"):

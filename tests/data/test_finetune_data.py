@@ -11,7 +11,7 @@ import torch
 from character_tokenizers import BOS, EOS, ids
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ftlab.data import Example, FinetuneData
+from ftlab.data import FinetuneData
 from ftlab.data.splits import assign_split
 from ftlab.data.templates import Record
 from ftlab.errors import UserError

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from ftlab.data import Example, FinetuneData
+from ftlab.data import FinetuneData
+from ftlab.data.collators import Row
 from ftlab.networks import Network
 
 
@@ -26,19 +27,19 @@ class Descent:
         return dict(self.network.named_parameters())
 
 
-def loss_by_hand(network: nn.Module, row: Example) -> tuple[Tensor, int]:
+def loss_by_hand(network: nn.Module, row: Row) -> tuple[Tensor, int]:
     """Negative log likelihood of the row's targets in nats, and their number, token by token."""
-    log_p = network(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
+    log_p = network(torch.tensor(row.input_ids)[None]).logits[0].log_softmax(-1)
     targets = [place for place in range(1, len(row.labels)) if row.labels[place] != -100]
     return -sum(log_p[place - 1, row.labels[place]] for place in targets), len(targets)
 
 
 @pytest.fixture
-def rows_loss(network: Network) -> Callable[[list[Example]], float]:
+def rows_loss(network: Network) -> Callable[[list[Row]], float]:
     """Mean loss of a target token of the pretrained network over rows."""
 
     @torch.no_grad()
-    def mean(rows: list[Example]) -> float:
+    def mean(rows: list[Row]) -> float:
         model = AutoModelForCausalLM.from_pretrained(network.path, dtype=torch.float64)
         losses, targets = zip(*(loss_by_hand(model, row) for row in rows), strict=True)
         return float(sum(losses)) / sum(targets)

@@ -262,7 +262,7 @@ def test_two_processes_train_what_one_trains(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     data = make_data()
-    command = [sys.executable, "-c", TWO_PROCESSES, network.path, data.path, str(tmp_path)]
+    command = [sys.executable, "-c", TWO_PROCESSES, network.path, data.corpus.name, str(tmp_path)]
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = [
         subprocess.Popen(

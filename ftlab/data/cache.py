@@ -1,0 +1,80 @@
+"""Prepared data on disk under a key of everything that decides it: built once, by one process, whole or not at all.
+
+Whoever comes while another builds waits for it. A build that was killed leaves a directory of its own, which the next
+builder removes. What is there is believed only if its files have the sizes that were noted last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+_SEAL = "sealed.json"
+
+
+def key_of(parts: Any) -> str:
+    """A name for what `parts` (plain data) describe, 24 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def code_fingerprint(*modules: str | None) -> str:
+    """A hash of source files, so that what an older version of the code has prepared is not taken for this one's."""
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(filter(None, modules)):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def built(root: Path, key: str, build: Callable[[Path], None]) -> Path:
+    """The directory `root / key`, made by `build` where it is not there whole.
+
+    Args:
+        root: Directory of the cache.
+        key: Name of what is built.
+        build: Fills an empty directory; whatever it raises leaves nothing behind.
+    """
+    place = root / key
+    if _whole(place):
+        return place
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f"{key}.lock"):
+        if _whole(place):  # another process has built it meanwhile
+            return place
+        unfinished = root / f"{key}.unfinished"
+        for torn in (unfinished, place):
+            shutil.rmtree(torn, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            build(unfinished)
+            _seal(unfinished)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        unfinished.replace(place)
+    return place
+
+
+def _seal(directory: Path) -> None:
+    """Notes the sizes of all files, after they have reached the disk."""
+    sizes = {}
+    for file in sorted(directory.iterdir()):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+        sizes[file.name] = file.stat().st_size
+    (directory / _SEAL).write_text(json.dumps(sizes), encoding="utf-8")
+
+
+def _whole(directory: Path) -> bool:
+    try:
+        sizes = json.loads((directory / _SEAL).read_text(encoding="utf-8"))
+        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False

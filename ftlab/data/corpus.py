@@ -1,0 +1,170 @@
+"""The data of an experiment as its options describe them: which sources, understood how, prepared where.
+
+`Corpus.prepared` is the one door to prepared rows: it finds them in the cache, or makes them there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ftlab.data.assignment import Splits
+from ftlab.data.building import Builder
+from ftlab.data.cache import built, code_fingerprint, key_of
+from ftlab.data.cleaning import Cleaning
+from ftlab.data.duplicates import Duplicates
+from ftlab.data.encoder import Encoder
+from ftlab.data.formats import Format, recognise
+from ftlab.data.leaks import Leaks
+from ftlab.data.mixing import Source
+from ftlab.data.preparation import Opened, Stages, parts, tasks, worker_count
+from ftlab.data.records import Record, Split, group_by_prompt
+from ftlab.data.sources import OpenedSource, cache_dir, open_source
+from ftlab.data.store import Prepared
+
+# what decides prepared rows; a change in any of these files makes them anew
+_CODE = "assignment building chat cleaning conversations corpus duplicates encoder format_strings formats leaks"
+_CODE += " known_formats chunks examples tokenization preparation readers records sources store text_hashes truncation"
+_PACKAGES = ("tokenizers", "transformers", "jinja2", "datasketch")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Sources and all that is done to them before they are batches; plain options, nothing is read yet.
+
+    Args:
+        sources: Where records come from.
+        format: How their columns are read, where a source does not say otherwise.
+        cleaning: What is mended and what is left out.
+        duplicates: Which training records are the same.
+        splits: How records are shared out where files do not say it.
+        leaks: What is done about evaluation records that also train.
+        sample_by: What is one record of a text file.
+        workers: Processes that prepare; None decides by size.
+        cache: Directory for prepared rows; None for the user's own.
+    """
+
+    sources: tuple[Source, ...]
+    format: Format
+    cleaning: Cleaning
+    duplicates: Duplicates
+    splits: Splits
+    leaks: Leaks
+    sample_by: Any
+    workers: int | None
+    cache: str | None
+
+    @property
+    def name(self) -> str:
+        """The paths, for messages."""
+        return ", ".join(source.path for source in self.sources)
+
+    @cached_property
+    def files(self) -> tuple[OpenedSource, ...]:
+        """What lies at the sources' paths; no record is read."""
+        return tuple(self._find(source) for source in self.sources)
+
+    def _find(self, source: Source) -> OpenedSource:
+        return open_source(source.path, source.sample_by or self.sample_by, source.limit)
+
+    @cached_property
+    def opened(self) -> tuple[Opened, ...]:
+        """The sources with their formats, known from their first records."""
+        return tuple(self._open(source, files) for source, files in zip(self.sources, self.files, strict=True))
+
+    def _open(self, source: Source, files: OpenedSource, answers: bool = True) -> Opened:
+        own: dict[str, Any] = {
+            "kind": source.format,
+            "prompt": source.prompt,
+            "response": source.response,
+            "function": source.function,
+        }
+        format = replace(self.format, **{name: value for name, value in own.items() if value is not None})
+        first = next(iter(files.splits.values())).first()
+        return Opened(files, recognise(format, self.cleaning.columns(first), answers))
+
+    def has(self, split: Split) -> bool:
+        """Whether files or shares give the split; reads no records."""
+        return any(split in self.splits.available(found.pooled, set(found.splits)) for found in self.files)
+
+    def prepared(self, encoder: Encoder) -> Prepared:
+        """The rows, encoded by `encoder`: from the cache, or made now, by this process alone.
+
+        Raises:
+            UserError: Whatever is wrong with the data, in one sentence.
+        """
+        root = Path(self.cache) if self.cache else cache_dir()
+        return Prepared(built(root / "prepared", self.key(encoder), lambda directory: self._build(directory, encoder)))
+
+    def key(self, encoder: Encoder) -> str:
+        """A hash of everything that decides the rows: contents, options, tokenizer, template, code."""
+        modules = [importlib.util.find_spec(f"ftlab.data.{name}") for name in _CODE.split()]
+        files = [spec.origin for spec in modules if spec]
+        functions = {name for source in self.sources if (name := source.function or self.format.function)}
+        return key_of(
+            {
+                "code": code_fingerprint(*files, *(_file_of(function) for function in sorted(functions))),  # type: ignore[type-var]
+                "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "sources": [
+                    asdict(source)
+                    | {"weight": None, "epochs": None, "path": None}
+                    | {split: files.fingerprint() for split, files in opened.files.splits.items()}
+                    | {"pooled": opened.files.pooled}
+                    for source, opened in zip(self.sources, self.opened, strict=True)
+                ],
+                "against": [open_source(path).splits["train"].fingerprint() for path in self.leaks.against],
+                "options": [
+                    asdict(part) for part in (self.format, self.cleaning, self.duplicates, self.splits, self.leaks)
+                ],
+                "sample_by": self.sample_by,
+                "encoder": encoder.fingerprint(),
+            }
+        )
+
+    def stages(self, encoder: Encoder) -> Stages:
+        """What every chunk goes through."""
+        judged = any(self.has(split) for split in ("validation", "test"))
+        compare = self.leaks.action != "ignore" and (judged or bool(self.leaks.against)) and self.has("train")
+        return Stages(self.opened, self.cleaning, self.duplicates, self.splits, self.leaks, encoder, compare)
+
+    def _build(self, directory: Path, encoder: Encoder) -> None:
+        stages = self.stages(encoder)
+        builder = Builder(directory, stages)
+        for part in parts(stages, tasks(self.opened), worker_count(self.opened, self.workers)):
+            builder.add(part)
+        builder.finish(self._benchmarks())
+
+    def _benchmarks(self) -> Iterator[tuple[Any, list[str]]]:
+        """What training must not overlap with: every record of the files of `leaks.against`."""
+        for path in self.leaks.against:
+            opened = self._open(Source(path), self._find(Source(path)), answers=False)
+            for task in tasks([opened]):
+                records = [self._asked(opened, raw) for raw in task.chunk.records()]
+                kept = [record for record in records if record is not None]
+                yield self.leaks.fingerprints(kept), [record.source for record in kept]
+
+    def prompts(self, split: Split) -> list[Record]:
+        """The records of a split's files, grouped by prompt, references or not; of pooled files all."""
+        asking = [self._open(source, found, False) for source, found in zip(self.sources, self.files, strict=True)]
+        given = [opened for opened in asking if opened.files.pooled or split in opened.files.splits]
+        asked = (
+            self._asked(opened, raw)
+            for opened in given
+            for raw in opened.files.splits["train" if opened.files.pooled else split].records()
+        )
+        groups = group_by_prompt((number, record) for number, record in enumerate(asked) if record is not None)
+        return [group.record for group in groups]
+
+    def _asked(self, opened: Opened, raw: Any) -> Record | None:
+        return opened.convert.convert(self.cleaning.columns(raw), answers=False)
+
+
+def _file_of(function: str) -> str | None:
+    module, _, _ = function.rpartition(".")
+    spec = importlib.util.find_spec(module)
+    return spec.origin if spec else None

@@ -1,0 +1,287 @@
+"""From sources to prepared rows: read, clean, understand, encode, compare, split, check for leaks, and count it all.
+
+Work goes in chunks: what concerns one record alone (`Stages`) is done in worker processes, what concerns several
+(duplicates, splits, leaks) as the chunks come back in order. Memory grows by a few bytes a record, not with the text.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import numpy
+import pyarrow
+
+from ftlab.data.assignment import Splits
+from ftlab.data.chunks import Chunk
+from ftlab.data.cleaning import Cleaning
+from ftlab.data.duplicates import Duplicates, Signature
+from ftlab.data.encoder import Encoder
+from ftlab.data.examples import Encoded, Example
+from ftlab.data.formats import Convert
+from ftlab.data.leaks import Fingerprints, Leaks
+from ftlab.data.records import SPLITS, Malformed, RawRecord, Record, Split
+from ftlab.data.sources import OpenedSource
+from ftlab.data.store import ROWS, record_to_json, split_number
+from ftlab.errors import UserError
+
+SMALL_BYTES = 32_000_000  # below this, starting workers costs more than they save
+PREVIEW = 200  # characters of a dropped record that are written down
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source whose files have been found and whose format is known."""
+
+    files: OpenedSource
+    convert: Convert
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chunk and where it belongs; `split` is that of its file."""
+
+    chunk: Chunk
+    origin: int
+    split: Split
+
+
+@dataclass
+class Part:
+    """What became of a chunk: by record, but for `rows`, `lengths`, `targets` and `row_records`, which are by row."""
+
+    task: Task
+    read: int
+    changed: int
+    sources: list[str]
+    previews: list[str]
+    keys: numpy.ndarray
+    strata: list[str | None]
+    texts: list[str]  # empty where the record is not scored
+    signatures: list[Signature]
+    fingerprints: Fingerprints | None
+    rows: pyarrow.RecordBatch
+    lengths: numpy.ndarray
+    targets: numpy.ndarray
+    row_records: numpy.ndarray  # place in this part of the record that a row belongs to
+    dropped: list[dict[str, str]] = field(default_factory=list)
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What is done to a chunk, record by record; goes to worker processes."""
+
+    sources: tuple[Opened, ...]
+    cleaning: Cleaning
+    duplicates: Duplicates
+    splits: Splits
+    leaks: Leaks
+    encoder: Encoder
+    compare: bool  # whether any split is there for training records to leak into
+
+    def __call__(self, task: Task) -> Part:
+        """Reads, cleans, understands and encodes one chunk.
+
+        Raises:
+            UserError: A record is malformed and `cleaning.malformed` is refuse, or cannot be encoded.
+        """
+        raws = task.chunk.records()
+        dropped: list[dict[str, str]] = []
+        records: list[Record] = []
+        changed = 0
+        convert = self.sources[task.origin].convert
+        for raw in raws:
+            cleaned = self.cleaning.columns(raw)
+            changed += cleaned is not raw
+            record, rule = self._understood(convert, cleaned)
+            if record is None:
+                text = json.dumps(raw.columns, default=str, ensure_ascii=False)
+                dropped.append(_dropped(rule, raw.source, text[:PREVIEW].encode(errors="replace").decode()))
+            else:
+                records.append(record)
+        records, encoded = self._encoded(records, dropped)
+        kept: list[Record] = []
+        examples: list[Example] = []
+        row_records: list[int] = []
+        for record, result in zip(records, encoded, strict=True):
+            left_out = self._too_few(result.examples) if result.examples else result.dropped
+            if left_out:
+                dropped.append(_dropped(left_out, record.source, _preview(record)))
+                continue
+            row_records += [len(kept)] * len(result.examples)
+            examples += result.examples
+            kept.append(record)
+        keys = numpy.array([self.splits.key(record) for record in kept], dtype=numpy.uint64)
+        training = task.split == "train"
+        return Part(
+            task=task,
+            read=len(raws),
+            changed=changed,
+            sources=[record.source for record in kept],
+            previews=[_preview(record) for record in kept] if training else [],
+            keys=keys,
+            strata=[record.stratum for record in kept],
+            texts=[record_to_json(r) if s else "" for r, s in zip(kept, self._scored(task, keys), strict=True)],
+            signatures=self.duplicates.signature(kept) if training else [],
+            fingerprints=self.leaks.fingerprints(kept) if self.compare else None,
+            rows=_record_batch(examples),
+            lengths=numpy.array([len(example.input_ids) for example in examples], dtype=numpy.int32),
+            targets=numpy.array([example.targets for example in examples], dtype=numpy.int32),
+            row_records=numpy.array(row_records, dtype=numpy.int64),
+            dropped=dropped,
+            truncated=sum(result.truncated for result in encoded),
+        )
+
+    def _understood(self, convert: Convert, raw: RawRecord) -> tuple[Record | None, str]:
+        try:
+            record = convert.convert(raw)
+        except Malformed as error:
+            if self.cleaning.malformed == "refuse":
+                raise
+            return None, f"malformed: {error}"
+        if record is None:
+            return None, "function"
+        judged, rule = self.cleaning.judge(record)
+        return judged, rule or ""
+
+    def _encoded(self, records: list[Record], dropped: list[dict[str, str]]) -> tuple[list[Record], list[Encoded]]:
+        """The records and what they are encoded into; one by one where some have to be left out as malformed."""
+        try:
+            return records, self.encoder.encode_all(records)
+        except Malformed:
+            if self.cleaning.malformed == "refuse":
+                raise
+        kept, encoded = [], []
+        for record in records:
+            try:
+                encoded += self.encoder.encode_all([record])
+                kept.append(record)
+            except Malformed as error:
+                dropped.append(_dropped(f"malformed: {error}", record.source, _preview(record)))
+        return kept, encoded
+
+    def _too_few(self, examples: tuple[Example, ...]) -> str | None:
+        least = self.cleaning.min_tokens
+        return "too_few_tokens" if least and all(len(example.input_ids) < least for example in examples) else None
+
+    def _scored(self, task: Task, keys: numpy.ndarray) -> Iterable[bool]:
+        """Which records may be scored, so that their text has to be kept."""
+        if task.split != "train":
+            return [True] * len(keys)
+        if not self.splits.online:
+            return [True] * len(keys)
+        files = self.sources[task.origin].files
+        numbers = self.splits.assign(keys, None, files.pooled, set(files.splits))
+        return (numbers != split_number("train")).tolist()
+
+
+def tasks(sources: Iterable[Opened]) -> Iterator[Task]:
+    """Every chunk of every source: the splits in their order, so that training comes first."""
+    for origin, source in enumerate(sources):
+        for split in SPLITS:
+            if split in source.files.splits:
+                for chunk in source.files.splits[split].chunks():
+                    yield Task(chunk, origin, split)
+
+
+def worker_count(sources: Iterable[Opened], asked: int | None) -> int:
+    """Processes that prepare: as asked, else one for small sets and a core each, up to 8, for others."""
+    if asked is not None:
+        return asked
+    files = [Path(file) for source in sources for split in source.files.splits.values() for file in split.files]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return 1 if size < SMALL_BYTES else min(8, len(os.sched_getaffinity(0)))
+
+
+def parts(stages: Stages, work: Iterable[Task], workers: int) -> Iterator[Part]:
+    """The parts of all tasks, in order, made by `workers` processes; one works right here.
+
+    Raises:
+        UserError: As `Stages`, or a worker was killed.
+    """
+    if workers == 1:
+        yield from map(stages, work)
+        return
+    with ExitStack() as stack:
+        # each worker has one core: threads of the tokenizer would only push each other off it
+        stack.enter_context(_environment("TOKENIZERS_PARALLELISM", "false"))
+        context = multiprocessing.get_context("fork")
+        pool = stack.enter_context(ProcessPoolExecutor(workers, context, initializer=_take, initargs=(stages,)))
+        waiting: deque[Future[Part]] = deque()
+        try:
+            for task in work:
+                waiting.append(pool.submit(_work, task))
+                if len(waiting) > 2 * workers:  # no more is read than is soon needed
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that prepared data was killed, most likely for want of memory; set "
+                "data.preparation_workers to fewer"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+_stages: Stages | None = None
+
+
+def _take(stages: Stages) -> None:
+    global _stages
+    _stages = stages
+
+
+def _work(task: Task) -> Part:
+    assert _stages is not None
+    return _stages(task)
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable that is set for as long as the block lasts."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _dropped(rule: str, source: str, text: str, **more: str) -> dict[str, str]:
+    return {"rule": rule, "source": source, "text": text[:PREVIEW], **more}
+
+
+def _preview(record: Record) -> str:
+    return " ⇒ ".join([record.prompt[: PREVIEW // 2], *record.references[:1]])[:PREVIEW]
+
+
+def _record_batch(examples: list[Example]) -> pyarrow.RecordBatch:
+    kinds: list[list[Example | None]] = [[*examples], [example.rejected for example in examples]]
+    columns = []
+    for side in kinds:
+        columns.append(_lists([None if example is None else example.input_ids for example in side]))
+        columns.append(_lists([None if e is None else list(chain.from_iterable(e.spans)) for e in side]))
+    return pyarrow.RecordBatch.from_arrays(columns, schema=ROWS)
+
+
+def _lists(values: list[list[int] | None]) -> pyarrow.Array:
+    """A column of lists; flat first, since Arrow takes three times as long over lists in lists."""
+    flat = numpy.array(list(chain.from_iterable(value for value in values if value)), dtype=numpy.int32)
+    offsets = numpy.cumsum([0, *(len(value) if value else 0 for value in values)], dtype=numpy.int32)
+    absent = pyarrow.array([value is None for value in values], type=pyarrow.bool_())
+    return pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(flat), mask=absent)

@@ -1,0 +1,397 @@
+"""Which records stand in which batch.
+
+The order is a function of (seed, epoch, batches handed out) alone: not of the workers, of how the global batch is
+split over ranks, or of any generator's state. Every epoch of a sampler has the same number of batches, which the
+schedule and Lightning count on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+import numpy
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Sampler
+
+from ftlab.data.packing import Bins, best_fit, longest_first
+from ftlab.errors import UserError
+
+IntArray = NDArray[numpy.integer]
+GlobalBatch = Callable[[int], list[Any]]
+"""The k-th global batch of an epoch: indices of records, or packs of them."""
+
+
+class TrainingBatchSampler(Sampler[list[Any]]):
+    """What all training samplers share: global batches, of which rank r takes the items [r::W].
+
+    Args:
+        size: Places in an epoch: the number of records, or of `rows`.
+        seed: Chooses the order, together with the epoch.
+        rank: This process.
+        world_size: Number of processes (W).
+        rows: The records that an epoch goes through, some perhaps several times, (size,); by default each once.
+        data: Fingerprint of the data, so that a resume on other data is refused.
+    """
+
+    def __init__(self, size: int, seed: int, rank: int, world_size: int, rows: IntArray | None, data: str) -> None:
+        if rows is not None and len(rows) != size:
+            raise ValueError(f"{len(rows)} rows for {size} places")
+        self.size = size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.rows = rows
+        self.data = data if rows is None else f"{data}+{_digest(rows)}"
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> TrainingBatchSampler:
+        """Lightning looks here for the `set_epoch` to call."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch the next iterator goes through; one that is under way is left alone."""
+        self.epoch = epoch
+
+    def global_batches(self, epoch: int) -> GlobalBatch:
+        """Lays out an epoch."""
+        raise NotImplementedError
+
+    def identity(self) -> dict[str, int | str]:
+        """All that the global batches depend on, beside the epoch."""
+        return {"records": self.size, "seed": self.seed, "data": self.data}
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> EpochBatches:
+        return EpochBatches(self)
+
+    def _records(self, places: IntArray) -> list[int]:
+        return (places if self.rows is None else self.rows[places]).tolist()
+
+
+class EpochBatches(Iterator[list[Any]]):
+    """One epoch under way; its state is all that a resume in mid-epoch needs, and is the same on every rank."""
+
+    def __init__(self, sampler: TrainingBatchSampler) -> None:
+        self._sampler = sampler
+        self._start(sampler.epoch, 0)
+
+    def _start(self, epoch: int, consumed: int) -> None:
+        self._epoch = epoch
+        self._consumed = consumed  # global batches handed out
+        self._global_batch = self._sampler.global_batches(epoch)
+
+    def __next__(self) -> list[Any]:
+        if self._consumed >= len(self._sampler):
+            raise StopIteration
+        batch = self._global_batch(self._consumed)
+        self._consumed += 1
+        return batch[self._sampler.rank :: self._sampler.world_size]
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Where the iterator stands, and what the order depends on."""
+        return {"epoch": self._epoch, "batches": self._consumed, **self._sampler.identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken.
+
+        Raises:
+            UserError: The records, the seed, the global batch, or the way of making batches were others then.
+        """
+        for name, value in self._sampler.identity().items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"the run to resume had {name.replace('_', ' ')} {state.get(name)} and this one has {value}, "
+                    "so it would train other batches; resume with the same data, seed, batch and devices"
+                )
+        epoch, batches = state["epoch"], state["batches"]
+        if batches >= len(self._sampler):
+            # Lightning does not ask for a new iterator after a checkpoint at the end of an epoch, and would skip the
+            # next epoch over an exhausted one, or go through the last one's order again
+            epoch, batches = epoch + 1, 0
+        self._sampler.set_epoch(epoch)
+        self._start(epoch, batches)
+
+
+class ShuffledBatchSampler(TrainingBatchSampler):
+    """Records at random: the k-th global batch is order[k*B*W : (k+1)*B*W].
+
+    So W ranks of B records train what one rank of B*W records trains, batch for batch. The last global batch is short
+    where the records do not go into it evenly; every rank still gets a part, unless it has fewer records than there
+    are ranks: only these are left out for the epoch, so that all ranks take the same number of batches.
+
+    Args:
+        size: Number of records, or of `rows`.
+        batch_size: Records of one rank's batch (B).
+        seed: Chooses the order, together with the epoch.
+        rank: This process.
+        world_size: Number of processes (W).
+        rows: The records that an epoch goes through (see TrainingBatchSampler).
+        window: Shuffle within consecutive windows of so many places, as a stream does; by default over all.
+        data: Fingerprint of the data.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        rows: IntArray | None = None,
+        window: int | None = None,
+        data: str = "",
+    ) -> None:
+        super().__init__(size, seed, rank, world_size, rows, data)
+        self.batch_size = batch_size
+        self.window = window
+
+    @property
+    def global_batch_size(self) -> int:
+        """Records that all ranks take together in one batch."""
+        return self.batch_size * self.world_size
+
+    def order(self, epoch: int) -> IntArray:
+        """The records in the order of the epoch, (size,)."""
+        if self.window is None:
+            places: IntArray = numpy.random.default_rng([self.seed, epoch]).permutation(self.size)
+        else:
+            starts = range(0, self.size, self.window)
+            windows = [
+                start + shuffled_window(min(self.window, self.size - start), self.seed, epoch, number)
+                for number, start in enumerate(starts)
+            ]
+            places = numpy.concatenate(windows) if windows else numpy.zeros(0, dtype=numpy.int64)
+        return places if self.rows is None else self.rows[places]
+
+    def global_batches(self, epoch: int) -> GlobalBatch:
+        """Cuts the order."""
+        order, size = self.order(epoch), self.global_batch_size
+        return lambda number: order[number * size : (number + 1) * size].tolist()
+
+    def identity(self) -> dict[str, int | str]:
+        """Kind, records, seed, global batch and window."""
+        own: dict[str, int | str] = {"batching": "pad", "global_batch_size": self.global_batch_size}
+        return own | super().identity() | ({} if self.window is None else {"window": self.window})
+
+    def __len__(self) -> int:
+        return _number_of_batches(self.size, self.global_batch_size, self.world_size)
+
+
+class BucketBatchSampler(TrainingBatchSampler):
+    """Records of like length together, batches at random.
+
+    Lengths are rounded up to classes 3 to 6 % wide, records sorted by class and at random within it, and cut into
+    global batches, which are then shuffled. So it is chance who meets whom, but not how many batches there are.
+
+    With `batch_size` a batch holds as many records as ShuffledBatchSampler's, the last one, too, which is of any
+    lengths; W ranks of B records train what one rank of B*W records trains. With `batch_tokens` every rank of a batch
+    holds the same number of records; those that do not go into the ranks evenly, fewer than W and others in every
+    epoch, are left out of it.
+
+    Args:
+        lengths: Tokens of each of the epoch's records: of `rows` where these are given, (size,).
+        batch_size: Records of one rank's batch (B).
+        batch_tokens: Most positions of one rank's batch, padding counted; instead of `batch_size`.
+        seed: Chooses the order, together with the epoch.
+        rank: This process.
+        world_size: Number of processes (W).
+        rows: The records that an epoch goes through (see TrainingBatchSampler).
+        data: Fingerprint of the data.
+
+    Raises:
+        UserError: A record is longer than `batch_tokens`.
+    """
+
+    def __init__(
+        self,
+        lengths: ArrayLike,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        rows: IntArray | None = None,
+        data: str = "",
+    ) -> None:
+        if (batch_size is None) == (batch_tokens is None):
+            raise ValueError("give batch_size or batch_tokens")
+        tokens: IntArray = numpy.asarray(lengths, dtype=numpy.int64)
+        super().__init__(len(tokens), seed, rank, world_size, rows, f"{data}+{_digest(tokens)}")
+        self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
+        self._classes = _length_classes(tokens)
+        if batch_tokens is None:
+            assert batch_size is not None
+            global_batch = batch_size * world_size
+            self._sorted = self.size // global_batch * global_batch
+            self._offsets: IntArray = numpy.arange(0, self._sorted + 1, global_batch)
+        else:
+            if (longest := int(tokens.max(initial=0))) > batch_tokens:
+                raise UserError(
+                    f"data.batch_tokens is {batch_tokens}, but a record has {longest} tokens; raise it, or "
+                    "lower data.max_length"
+                )
+            self._sorted = self.size // world_size * world_size
+            self._offsets = self._cut(numpy.minimum(self._classes, batch_tokens), batch_tokens)
+
+    def _cut(self, longest: IntArray, batch_tokens: int) -> IntArray:
+        """Where batches start among the sorted records.
+
+        Cut as if the shortest records were those left out: whichever are, the k-th longest of the others is no
+        longer than here, so that every epoch's batches fit.
+        """
+        falling = numpy.sort(longest)[::-1][: self._sorted].tolist()
+        offsets = [0]
+        while offsets[-1] < len(falling):
+            rows = batch_tokens // falling[offsets[-1]] * self.world_size
+            offsets.append(min(offsets[-1] + rows, len(falling)))
+        return numpy.array(offsets)
+
+    def global_batches(self, epoch: int) -> GlobalBatch:
+        """Sorts and cuts the epoch's permutation, and shuffles the batches; those too few to fill one come last."""
+        generator = numpy.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self.size)
+        whole, rest = order[: self._sorted], order[self._sorted :]
+        batches = Bins(longest_first(self._classes, whole), self._offsets)
+        shuffled = generator.permutation(len(batches))
+        return lambda number: self._records(batches[shuffled[number]] if number < len(shuffled) else rest)
+
+    def identity(self) -> dict[str, int | str]:
+        """Kind, records and their lengths, seed and global batch."""
+        own: dict[str, int | str] = {"batching": "bucket"}
+        if self.batch_size is not None:
+            own |= {"global_batch_size": self.batch_size * self.world_size}
+        if self.batch_tokens is not None:
+            own |= {"batch_tokens": self.batch_tokens, "devices": self.world_size}
+        return own | super().identity()
+
+    def __len__(self) -> int:
+        if self.batch_size is None:
+            return len(self._offsets) - 1
+        return _number_of_batches(self.size, self.batch_size * self.world_size, self.world_size)
+
+
+class PackBatchSampler(TrainingBatchSampler):
+    """Packs of records, each a list of indices.
+
+    Packs are made by `packing.best_fit` over the whole epoch, among records of the same length as the epoch's
+    permutation has it, and shuffled. How many there are depends on the lengths alone. Global batches are of B*W packs,
+    and the last one is short or left out as in ShuffledBatchSampler: what is left out for an epoch are fewer packs
+    than there are ranks, others in every epoch.
+
+    Args:
+        lengths: Tokens of each of the epoch's records: of `rows` where these are given, (size,).
+        capacity: Most tokens of a pack.
+        packs_per_batch: Packs of one rank's batch (B).
+        seed: Chooses the order, together with the epoch.
+        rank: This process.
+        world_size: Number of processes (W).
+        rows: The records that an epoch goes through (see TrainingBatchSampler).
+        data: Fingerprint of the data.
+
+    Raises:
+        UserError: A record is longer than `capacity`.
+    """
+
+    def __init__(
+        self,
+        lengths: ArrayLike,
+        capacity: int,
+        packs_per_batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        rows: IntArray | None = None,
+        data: str = "",
+    ) -> None:
+        self._lengths: IntArray = numpy.asarray(lengths, dtype=numpy.int64)
+        super().__init__(len(self._lengths), seed, rank, world_size, rows, f"{data}+{_digest(self._lengths)}")
+        self.capacity = capacity
+        self.packs_per_batch = packs_per_batch
+        # over the sorted lengths, so that its rows are places in that order, whoever takes them in an epoch
+        self._places = best_fit(self._lengths[longest_first(self._lengths)], capacity)
+
+    @property
+    def packs(self) -> int:
+        """Packs of an epoch."""
+        return len(self._places)
+
+    @property
+    def _global_packs(self) -> int:
+        return self.packs_per_batch * self.world_size
+
+    def global_batches(self, epoch: int) -> GlobalBatch:
+        """Gives the places in the packs to the epoch's permutation, and shuffles the packs."""
+        generator = numpy.random.default_rng([self.seed, epoch])
+        by_length = longest_first(self._lengths, generator.permutation(self.size))
+        packs = Bins(by_length[self._places.rows], self._places.offsets)
+        shuffled, size = generator.permutation(len(packs)), self._global_packs
+        return lambda number: [
+            self._records(packs[pack]) for pack in shuffled[number * size : (number + 1) * size].tolist()
+        ]
+
+    def identity(self) -> dict[str, int | str]:
+        """Kind, records and their lengths, seed, capacity and global batch."""
+        own: dict[str, int | str] = {
+            "batching": "pack",
+            "capacity": self.capacity,
+            "packs_of_a_global_batch": self._global_packs,
+        }
+        return own | super().identity()
+
+    def __len__(self) -> int:
+        return _number_of_batches(self.packs, self._global_packs, self.world_size)
+
+
+class LengthBatchSampler(Sampler[list[int]]):
+    """Evaluation batches: every record once on exactly one rank, those of like length together, longest first.
+
+    Batches differ by at most one record in size and number `ceil(N / (B*W))` on every rank; only where there are fewer
+    records than ranks, or B is 1, may a rank get one batch less.
+
+    Args:
+        lengths: Tokens of each record.
+        batch_size: Most records of one rank's batch (B).
+        rank: This process.
+        world_size: Number of processes (W).
+    """
+
+    def __init__(self, lengths: ArrayLike, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        order = longest_first(
+            numpy.asarray(lengths, dtype=numpy.int64)
+        )  # too little memory shows at once, not at the end
+        steps = -(-len(order) // (batch_size * world_size))
+        shares = [part[rank::world_size].tolist() for part in numpy.array_split(order, steps)] if steps else []
+        self._batches: list[list[int]] = [share for share in shares if share]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+def shuffled_window(size: int, seed: int, epoch: int, number: int) -> IntArray:
+    """The permutation of the `number`-th window of an epoch, (size,): the same in memory and in a stream."""
+    return numpy.random.default_rng([seed, epoch, number]).permutation(size)
+
+
+def _number_of_batches(items: int, global_batch: int, world_size: int) -> int:
+    """Whole global batches, and a short one if every rank gets a part of it."""
+    whole, rest = divmod(items, global_batch)
+    return whole + (rest >= world_size)
+
+
+def _length_classes(lengths: IntArray) -> IntArray:
+    """Lengths rounded up to five significant bits."""
+    steps = 2 ** numpy.maximum(0, numpy.frexp(lengths)[1].astype(numpy.int64) - 5)
+    return -(-lengths // steps) * steps
+
+
+def _digest(values: IntArray) -> str:
+    return blake2b(values.astype(numpy.int64).tobytes(), digest_size=4).hexdigest()

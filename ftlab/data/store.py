@@ -1,0 +1,156 @@
+"""Prepared rows on disk: written once as they come, then read through a memory map, so that they cost no memory.
+
+A directory holds `rows.arrow` (token ids and learned spans), `index.npz` (a few bytes a row: length, targets, record,
+source, split), `records.jsonl` (what is scored, as text) and `report.json` (what became of every record).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow
+
+from ftlab.data.collators import Row
+from ftlab.data.records import SPLITS, Message, Record, Split
+
+ROWS = pyarrow.schema(
+    {
+        "input_ids": pyarrow.list_(pyarrow.int32()),
+        "spans": pyarrow.list_(pyarrow.int32()),  # start, end, start, end, …
+        "rejected_ids": pyarrow.list_(pyarrow.int32()),  # null where there is no rejected answer
+        "rejected_spans": pyarrow.list_(pyarrow.int32()),
+    }
+)
+ABSENT = -1
+"""The split of a record that was read and then left out, because it leaked."""
+
+
+def split_number(split: Split) -> int:
+    """How a split is written in arrays."""
+    return SPLITS.index(split)
+
+
+class Rows(Sequence[Row]):
+    """Rows of one split, in the order in which they were read; indexing opens the memory map.
+
+    Args:
+        file: `rows.arrow`.
+        places: Which rows of the file, (rows,).
+        lengths: Tokens of each, (rows,).
+        targets: Learned tokens of each, from the second position on, (rows,).
+        origins: Number of the source that each came from, (rows,).
+        records: Number of the record that each came from, (rows,).
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        places: numpy.ndarray,
+        lengths: numpy.ndarray,
+        targets: numpy.ndarray,
+        origins: numpy.ndarray,
+        records: numpy.ndarray,
+    ) -> None:
+        self._file = file
+        self._places = places
+        self.lengths = lengths
+        self.targets = targets
+        self.origins = origins
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        batches, starts = self._opened
+        place = int(self._places[index])
+        number = int(numpy.searchsorted(starts, place, side="right")) - 1
+        return _row(batches[number], place - int(starts[number]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a worker that is spawned opens the file itself
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
+
+    def chosen(self, mask: numpy.ndarray) -> Rows:
+        """The rows where `mask` holds (or of these indices), in that order."""
+        arrays = (self._places, self.lengths, self.targets, self.origins, self.records)
+        return Rows(self._file, *(array[mask] for array in arrays))
+
+    @cached_property
+    def _opened(self) -> tuple[list[pyarrow.RecordBatch], numpy.ndarray]:
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(self._file)))
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        return batches, numpy.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
+
+
+def _row(batch: pyarrow.RecordBatch, place: int) -> Row:
+    def values(column: int) -> numpy.ndarray:
+        return batch.column(column)[place].values.to_numpy()
+
+    rejected = None
+    if batch.column(2)[place].is_valid:
+        rejected = Row(values(2), values(3).reshape(-1, 2))
+    return Row(values(0), values(1).reshape(-1, 2), rejected)
+
+
+class Prepared:
+    """What a preparation has left in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """What was read, dropped, found twice, leaked, split and encoded: `report.json`."""
+        report: dict[str, Any] = json.loads((self.directory / "report.json").read_text(encoding="utf-8"))
+        return report
+
+    @cached_property
+    def _index(self) -> dict[str, numpy.ndarray]:
+        with numpy.load(self.directory / "index.npz") as arrays:
+            return dict(arrays)
+
+    def size(self, split: Split) -> int:
+        """Rows of a split."""
+        return int((self._index["split"] == split_number(split)).sum())
+
+    def rows(self, split: Split) -> Rows:
+        """The rows of a split, in the order in which they were read."""
+        index = self._index
+        places = numpy.flatnonzero(index["split"] == split_number(split))
+        arrays = (index[name][places] for name in ("lengths", "targets", "origins", "records"))
+        return Rows(self.directory / "rows.arrow", places, *arrays)
+
+    def records(self, split: Split) -> Iterator[tuple[int, Record]]:
+        """Numbers and records of a split that is scored; none of train, unless it was carved out of the same file."""
+        wanted = set(numpy.unique(self.rows(split).records).tolist())
+        with (self.directory / "records.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                number, _, text = line.partition("\t")
+                if int(number) in wanted:
+                    yield int(number), record_from_json(text)
+
+
+def record_to_json(record: Record) -> str:
+    """One line; what is not there is left out."""
+    content = {name: value for name, value in asdict(record).items() if value not in (None, (), {})}
+    return json.dumps(content, ensure_ascii=False)
+
+
+def record_from_json(line: str) -> Record:
+    """The record that `record_to_json` wrote."""
+    content = json.loads(line)
+    for name in ("context", "answers"):
+        content[name] = tuple(Message(**message) for message in content.get(name, ()))
+    if "rejected" in content:
+        content["rejected"] = Message(**content["rejected"])
+    for name in ("tools", "tokens", "labels"):
+        if name in content:
+            content[name] = tuple(content[name])
+    return Record(**content)

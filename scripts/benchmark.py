@@ -1,0 +1,231 @@
+"""Time and memory of ftlab beside its peers: each arm in a process of its own, arms in turn, ratios within a turn.
+
+    python scripts/benchmark.py data                                  # on what ships with ftlab
+    python scripts/benchmark.py data --data FILE … --tokenizer DIR    # on files of prompt and completion (or as columns say)
+
+`data` prepares the same rows by ftlab, by TRL's SFTTrainer (`pip install '.[bench]'`) and by `datasets.map` with the
+tokenizer alone; then two workers against one, memory at ten times the rows, packing, and a second start.
+A figure is the median over the turns, with the smallest and the largest; differences of less than 30 % need `--repeats 15`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
+PACKED_LENGTHS = 100_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(dest="part", required=True)
+    data = parts.add_parser("data", help="preparation of data")
+    data.add_argument("--data", type=Path, nargs="+", default=[ASSETS / "data" / "train.jsonl"], help="JSONL files")
+    data.add_argument("--tokenizer", type=Path, default=ASSETS / "network", help="directory of a tokenizer")
+    data.add_argument("--repeats", type=int, default=5)
+    data.add_argument("--json", type=Path, help="file for the figures")
+    data.add_argument("--arm", help=argparse.SUPPRESS)  # this process is one arm
+    args = parser.parse_args()
+    if args.arm:
+        print(json.dumps(ARMS[args.arm](args.data[0], args.tokenizer)))
+        return
+    figures = benchmark_data(args)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
+    """Prints a table for each file and returns the figures."""
+    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {_versions()}")
+    figures = {}
+    for file in args.data:
+        arms = ["tokenizer", "trl", "ftlab", "one_worker", "two_workers", "second_start", "tenfold", "packing"]
+        turns = [{arm: _run(arm, file, args.tokenizer) for arm in arms} for _ in range(args.repeats)]
+        rows = turns[0]["ftlab"]["rows"]
+        for turn in turns:  # a figure counts only where the same work was done
+            assert turn["trl"]["rows"] == turn["ftlab"]["rows"] == rows == turn["two_workers"]["rows"], turn
+        seconds = {arm: _spread([turn[arm]["seconds"] for turn in turns]) for arm in arms}
+        ratios = {
+            "ftlab over TRL, rows/s": [t["trl"]["seconds"] / t["ftlab"]["seconds"] for t in turns],
+            "ftlab over the tokenizer alone, rows/s": [t["tokenizer"]["seconds"] / t["ftlab"]["seconds"] for t in turns],
+            "two workers over one, rows/s": [t["one_worker"]["seconds"] / t["two_workers"]["seconds"] for t in turns],
+            "peak memory at ten times the rows": [t["tenfold"]["memory"] / t["ftlab"]["memory"] for t in turns],
+        }  # fmt: skip
+        figures[str(file)] = {
+            "rows": rows,
+            "seconds": seconds,
+            "ratios": {name: _spread(values) for name, values in ratios.items()},
+            "waste": turns[0]["packing"]["waste"],
+        }
+        print(f"\n{file.parent.name}/{file.name}: {rows:,} rows, {args.repeats} turns: median (smallest to largest)")
+        for arm, (median, low, high) in seconds.items():
+            print(f"  {arm:<14}{median:9.3f} s   ({low:.3f} to {high:.3f})")
+        for name, (median, low, high) in figures[str(file)]["ratios"].items():
+            print(f"  {name:<40}{median:6.2f}   ({low:.2f} to {high:.2f})")
+        for capacity, waste in figures[str(file)]["waste"].items():
+            print(f"  padding of packs of {capacity:<20}{waste:7.2%}")
+    return figures
+
+
+def _run(arm: str, file: Path, tokenizer: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "data", "--arm", arm, "--data", str(file), "--tokenizer", str(tokenizer)]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"FTLAB_CACHE": cache, "HF_DATASETS_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+        # on both sides one thread for each process, so that what is compared is the work and not the pool of threads
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"arm {arm} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _measured(work: Callable[[], int]) -> dict[str, Any]:
+    start = time.perf_counter()
+    rows = work()
+    seconds = time.perf_counter() - start
+    # of this process and of the largest of its workers, in bytes
+    memory = 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"seconds": seconds, "rows": rows, "memory": memory}
+
+
+def _data(file: Path, tokenizer: Path, workers: int) -> Any:
+    """FinetuneData over the rows as TRL takes them: nothing is split off, compared or dropped."""
+    from ftlab.data import FinetuneData
+    from ftlab.data.assignment import Splits
+    from ftlab.data.duplicates import Duplicates
+    from ftlab.networks import Network
+
+    columns = json.loads(file.open(encoding="utf-8").readline())
+    wording = {} if "completion" in columns else {"prompt": "{dialogue}\n", "response": "{summary}"}
+    return FinetuneData(
+        Network(str(tokenizer)),
+        str(file),
+        template="plain",
+        splits=Splits(validation=0.0, test=0.0),
+        duplicates=Duplicates(exact=False),
+        preparation_workers=workers,
+        **wording,
+    )
+
+
+def ftlab(file: Path, tokenizer: Path, workers: int = 1) -> dict[str, Any]:
+    data = _data(file, tokenizer, workers)
+
+    def work() -> int:
+        data.setup("fit")
+        return len(data.rows("train"))
+
+    return _measured(work)
+
+
+def second_start(file: Path, tokenizer: Path) -> dict[str, Any]:
+    _data(file, tokenizer, 1).setup("fit")
+    return ftlab(file, tokenizer)
+
+
+def tenfold(file: Path, tokenizer: Path) -> dict[str, Any]:
+    """The same rows ten times over."""
+    with tempfile.TemporaryDirectory() as scratch:
+        large = Path(scratch) / file.name
+        large.write_bytes(b"".join([file.read_bytes().rstrip() + b"\n"] * 10))
+        return ftlab(large, tokenizer)
+
+
+def tokenizer_alone(file: Path, tokenizer: Path) -> dict[str, Any]:
+    import datasets
+    from transformers import AutoTokenizer
+
+    datasets.disable_progress_bars()
+
+    def work() -> int:
+        encode = AutoTokenizer.from_pretrained(tokenizer)
+        rows = datasets.load_dataset("json", data_files=str(file), split="train")
+        ask, answer = _columns(rows.column_names)
+
+        def batch(rows: dict[str, list[str]]) -> dict[str, Any]:
+            return encode([a + b for a, b in zip(rows[ask], rows[answer], strict=True)])
+
+        return len(rows.map(batch, batched=True, remove_columns=rows.column_names))
+
+    return _measured(work)
+
+
+def trl(file: Path, tokenizer: Path) -> dict[str, Any]:
+    import datasets
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    datasets.disable_progress_bars()
+
+    class Preparation(SFTTrainer):
+        def __init__(self) -> None:  # nothing but what `_prepare_dataset` reads: no network is needed
+            self._is_vlm = self._is_vision_dataset = False
+            self.completion_only_loss, self.chat_template = None, None
+
+    with tempfile.TemporaryDirectory() as scratch:
+        config = SFTConfig(scratch, max_length=None, bf16=False, use_cpu=True, report_to="none")
+
+        def work() -> int:
+            encode = AutoTokenizer.from_pretrained(tokenizer)
+            rows = datasets.load_dataset("json", data_files=str(file), split="train")
+            ask, answer = _columns(rows.column_names)
+            rows = rows.select_columns([ask, answer])
+            if (ask, answer) != ("prompt", "completion"):
+                rows = rows.rename_columns({ask: "prompt", answer: "completion"})
+            return len(Preparation()._prepare_dataset(rows, encode, config, False, None, "train"))
+
+        return _measured(work)
+
+
+def _columns(names: list[str]) -> tuple[str, str]:
+    return ("prompt", "completion") if "completion" in names else ("dialogue", "summary")
+
+
+def packing(file: Path, tokenizer: Path) -> dict[str, Any]:
+    """100,000 lengths drawn from the rows' own, and the padding of packing these at two capacities."""
+    import numpy
+
+    from ftlab.data.packing import best_fit, waste
+
+    data = _data(file, tokenizer, 1)
+    lengths = data.rows("train").lengths
+    drawn = numpy.random.default_rng(0).choice(lengths[lengths <= 2048], PACKED_LENGTHS)
+    result = _measured(lambda: len(best_fit(drawn, 2048)))
+    fitting = {capacity: lengths[lengths <= capacity] for capacity in (1024, 2048)}
+    return result | {"waste": {c: waste(row, best_fit(row, c), c) for c, row in fitting.items()}}
+
+
+ARMS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "tokenizer": tokenizer_alone,
+    "trl": trl,
+    "ftlab": ftlab,
+    "one_worker": ftlab,
+    "two_workers": lambda file, tokenizer: ftlab(file, tokenizer, 2),
+    "second_start": second_start,
+    "tenfold": tenfold,
+    "packing": packing,
+}
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    return statistics.median(values), min(values), max(values)
+
+
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return ", ".join(f"{name} {version(name)}" for name in ("ftlab", "trl", "datasets", "transformers", "tokenizers"))
+
+
+if __name__ == "__main__":
+    main()
