@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check bench lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -29,6 +29,11 @@ check: $(INSTALLED)  ## ruff (lint and format) and mypy
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ftlab
+
+BENCH ?= data
+bench: $(INSTALLED)  ## compare with peers: make bench BENCH="data --data FILE --tokenizer DIR"
+	.venv/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	HF_HUB_OFFLINE=1 .venv/bin/python scripts/benchmark.py $(BENCH)
 
 # To upgrade: .venv/bin/pip install --upgrade PACKAGE, then make lock, then make test.
 lock:  ## write constraints.txt from what is installed in .venv

@@ -91,6 +91,11 @@ class FinetuneModule(pl.LightningModule):
         """Opens and adapts the network; called again, it returns at once."""
         if self.network is not None:
             return
+        if self.trainer.state.fn == TrainerFn.FITTING and self.data.has_preferences:
+            raise UserError(
+                f"data.path: {self.data.corpus.name} holds preference pairs, which need an objective of their own; to "
+                'train on the better answers alone give data.prompt and data.response: "{chosen}"'
+            )
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization = self.method.quantization
         device = self.trainer.strategy.root_device
@@ -341,7 +346,7 @@ class FinetuneModule(pl.LightningModule):
         """Keeps what the method trains, says what it belongs to, and where the random numbers stand."""
         kept = self._checkpointed()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
-        checkpoint["ftlab"] = {"belongs_to": self._belongs_to()}
+        checkpoint["ftlab"] = {"belongs_to": self._belongs_to(), "batches": self.data.identity()}
         checkpoint["by_rank"] = gathered(
             {
                 "random_state": self._random_state,
@@ -355,6 +360,8 @@ class FinetuneModule(pl.LightningModule):
         theirs, ours = checkpoint.get("ftlab", {}).get("belongs_to"), self._belongs_to()
         if theirs != ours:
             raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_batches(checkpoint["ftlab"]["batches"], self.data.identity())
         kept, wanted = set(checkpoint["state_dict"]), self._checkpointed()
         if kept != wanted:
             odd = sorted(kept ^ wanted)
@@ -373,6 +380,16 @@ class FinetuneModule(pl.LightningModule):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]
             self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
+
+    def _check_batches(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+        """Refuses to go on with other batches; the loader would too, but where Lightning covers what it says."""
+        for name in theirs | ours:
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"the run to resume had {name.replace('_', ' ')} {theirs.get(name)} and this one has "
+                    f"{ours.get(name)}, so it would train other batches: resume with the same data, seed, batch and "
+                    "devices, or start another run (--run.name)"
+                )
 
     def _belongs_to(self) -> dict[str, str]:
         return {
