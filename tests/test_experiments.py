@@ -4,9 +4,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from ftlab.cli import main
 from ftlab.cli.compose import read_config
@@ -15,6 +17,7 @@ from ftlab.networks import Network
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NAMED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
 CHOICES = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("*/*.yaml"))
+DATA = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml"))
 COLUMNS = {
     "alpaca": ("instruction", "output"),
     "demo": ("dialogue", "summary"),
@@ -70,6 +73,87 @@ def test_each_choice_composes_with_the_others(choice: str, capsys: pytest.Captur
     config = yaml.safe_load(capsys.readouterr().out)
     for part, values in read_config(EXPERIMENTS / choice).items():
         assert set(values) <= set(config[part])
+
+
+def chat(number: int) -> list[dict[str, str]]:
+    return [{"from": "human", "value": f"Is it {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
+
+
+def called(number: int) -> dict[str, Any]:
+    """A conversation with a call of a function, and the functions as JSON."""
+    question, answer = chat(number)
+    call = {"from": "function_call", "value": '{"name": "count", "arguments": {"to": 3}}'}
+    functions = [{"name": "count", "description": "Counts", "parameters": {"type": "object", "properties": {}}}]
+    turns = [question, call, {"from": "observation", "value": "3"}, answer]
+    return {"conversations": turns, "tools": json.dumps(functions)}
+
+
+# Row `number` of a set, as its file holds it, for sets of other columns than COLUMNS' pairs.
+ROWS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "dpo": lambda n: {"conversations": chat(n)[:1], "chosen": chat(n)[1], "rejected": {"from": "gpt", "value": "No."}},
+    "identity": lambda n: {"instruction": f"Who is {n}?", "input": "", "output": f"I am {{{{name}}}} {n}."},
+    "kto": lambda n: {
+        "messages": [{"role": "user", "content": f"Is it {n}?"}, {"role": "assistant", "content": f"It is {n}."}],
+        "label": n % 2 == 0,
+    },
+    "scitldr": lambda n: {
+        "source": [f"We count to {n}.", "It works."],
+        "target": [f"We count {n}.", "Counting works."],
+    },
+    "t0_mix": lambda n: {"prompt": f"Is it {n}?", "completion": f"It is {n}.<|endoftext|>", "template": "abc"[n % 3]},
+    "tinyshakespeare": lambda n: {"text": f"Zeno {n}:\nIt is {n}."},
+    "toolcalls": called,
+} | {
+    name: lambda n, prompt=prompt, response=response: {prompt: f"Is it {n}?", response: f"It is {n}."}  # type: ignore[misc]
+    for name, (prompt, response) in COLUMNS.items()
+}
+# What is learned of one row at least.
+LEARNED = {
+    "t0_mix": "It is NUMBER.<|end|>",
+    "toolcalls": '<tool_call>{"name": "count", "arguments": {"to": 3}}</tool_call><|im_end|>',
+    "tinyshakespeare": "Zeno NUMBER: It is NUMBER.<|end|>",
+    "identity": "I am {{name}} NUMBER.<|end|>",
+    "scitldr": "We count NUMBER.<|end|>",
+}
+
+
+@pytest.fixture(scope="module")
+def chatml_network(wide_network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that knows ChatML's tokens, and a context; no weights."""
+    directory = tmp_path_factory.mktemp("chatml") / "network"
+    shutil.copytree(wide_network, directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_data_file_alone_prepares_its_set(
+    name: str,
+    wide_network: Path,
+    chatml_network: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)  # templates are found from anywhere
+    rows = [ROWS[name](number) for number in range(200)]
+    if name == "tinyshakespeare":
+        Path("set.txt").write_text("\n\n".join(row["text"] for row in rows))
+    else:
+        Path("set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [path] = tmp_path.glob("set.*")
+    command = ["-c", f"{EXPERIMENTS}/data/{name}.yaml", "--data.path", path.name, "--out", "out", "--show", "200"]
+    network = chatml_network if name == "toolcalls" else wide_network
+    assert main(["prepare", *command, "--model.network.path", f"{network}"]) == 0
+    card = json.loads(Path("out/data_card.json").read_text())
+    assert card["read"] == 200
+    assert card["dropped"] == ({"where": 100} if name == "kto" else {})
+    out = " ".join(capfd.readouterr().out.split())  # lines are broken at 80 columns
+    learned = LEARNED.get(name, "It is NUMBER.")
+    assert any(f"⟦{learned.replace('NUMBER', str(number))}" in out for number in range(200))
+    assert "<|endoftext|>" not in out
 
 
 @pytest.mark.parametrize("experiment", NAMED)

@@ -3,8 +3,8 @@
     include: [base.yaml, network/demo.yaml, data/demo.yaml, method/lora.yaml]
     trainer: {max_steps: 300}
 
-Paths are relative to the file that includes. Each included file is applied in the order given, then the file itself;
-options on the command line come last.
+Paths are relative to the file that includes; a .jinja file that data.template names is looked for there first, too.
+Each included file is applied in the order given, then the file itself; options on the command line come last.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ def _parts(path: Path, above: tuple[Path, ...]) -> list[dict[str, Any]]:
     if not (isinstance(included, list) and all(isinstance(name, str) for name in included)):
         raise UserError(f"{path}: include is a list of files, such as [base.yaml, method/lora.yaml]")
     parts = [part for name in included for part in _parts(path.parent / name, (*above, path))]
+    data = content.get("data")
+    template = data.get("template") if isinstance(data, dict) else None
+    if isinstance(template, str) and template.endswith(".jinja") and (path.parent / template).is_file():
+        content["data"]["template"] = str(path.parent / template)
     return [*parts, content] if content else parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -16,40 +17,65 @@ from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.data import FinetuneData
+from ftlab.errors import UserError
 from ftlab.reports.data_card import data_card, histogram, markdown, shown, tables
+
+_OF_EXPERIMENTS = ("seed_everything", "trainer", "model", "data", "run", "wandb")
+_FILES = ("data_card.md", "data_card.json", "lengths.png", "dropped.jsonl", "leaks.jsonl")
+_DESCRIPTION = f"""{VERBS["prepare"]}.
+
+Prints tables, and writes into --out: data_card.md and data_card.json (the same figures), lengths.png (a histogram),
+dropped.jsonl (each record that was left out, and its rule) and leaks.jsonl (evaluation records found in training).
+A file of experiments/data is enough with --data.path and --model.network.path; of a whole experiment its data, network
+and seed count."""
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Prepares, prints the tables, and writes data_card.md, data_card.json, lengths.png and dropped.jsonl."""
+    """Prepares, prints the tables, and writes what the help says."""
     options = parse(_parser(verb), list(_of_data(expand(arguments))))
+    if options.show < 0:
+        raise UserError(f"show is {options.show}; give the number of rows to print, from 0 on")
     data: FinetuneData = options.data
     card = data_card(data)
     files = config_files(arguments)
     out = options.out or Path("prepared") / (files[-1].stem if files else "data")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / "data_card.md").write_text(markdown(card), encoding="utf-8")
-    histogram(data, out / "lengths.png")
-    for name in ("dropped.jsonl", "leaks.jsonl"):
-        (out / name).unlink(missing_ok=True)
-        if (data.prepared.directory / name).is_file():
-            shutil.copy(data.prepared.directory / name, out / name)
+    written = _write(data, card, out)
     console = Console()
     for table in tables(card):
         console.print(table)
     if "layout" in card:
-        console.print(f"batches: {card['layout']['kind']}: {card['layout']['why']}", highlight=False)
+        console.print(f"batches: {card['layout']['kind']}: {card['layout']['why']}", highlight=False, markup=False)
+    if data.streaming:
+        print("data.streaming: training rows are prepared while training runs; what judges was prepared here")
     for row in shown(data, options.show):
         console.print(row)
-    console.print(f"{out}: data_card.md, data_card.json, lengths.png, dropped.jsonl", highlight=False)
+    print(f"prepared in {card['seconds']} s; {out}: {', '.join(written)}")
     return 0
 
 
+def _write(data: FinetuneData, card: dict[str, Any], out: Path) -> list[str]:
+    """Writes the card, the histogram and the lists of records; returns the files' names."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be made a directory ({error.strerror}); name another") from error
+    for name in _FILES:
+        (out / name).unlink(missing_ok=True)
+    (out / "data_card.md").write_text(markdown(card), encoding="utf-8")
+    (out / "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if card["splits"]:
+        histogram(data, out / "lengths.png")
+    for name in ("dropped.jsonl", "leaks.jsonl"):
+        if (data.prepared.directory / name).is_file():
+            shutil.copy(data.prepared.directory / name, out / name)
+    return [name for name in _FILES if (out / name).is_file()]
+
+
 def _parser(verb: str) -> ArgumentParser:
-    parser = own_parser(verb, VERBS[verb])
-    parser.add_argument("--config", "-c", action="config", help="an experiment; of it the data and the network count")
+    parser = own_parser(verb, _DESCRIPTION)
+    parser.add_argument("--config", "-c", action="config", help="an experiment, or a file of experiments/data")
     parser.add_argument("--seed_everything", type=int, default=42, help="chooses the order of training records")
-    parser.add_argument("--show", type=int, default=0, help="training rows to print as the network sees them")
+    parser.add_argument("--show", type=int, default=0, help="training rows to print, what is learned in ⟦brackets⟧")
     parser.add_argument("--out", type=Path | None, help="directory to write; prepared/EXPERIMENT by default")
     parser.add_class_arguments(FinetuneData, "data")
     parser.link_arguments("seed_everything", "data.seed")
@@ -68,8 +94,21 @@ def _of_data(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _data_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of data, network and seed.
+
+    Raises:
+        UserError: A key is none of an experiment's; what is not about data is not looked into.
+    """
+    for key in config:
+        if key not in _OF_EXPERIMENTS:
+            near = difflib.get_close_matches(str(key), _OF_EXPERIMENTS, n=1)
+            rest = f"did you mean {near[0]}?" if near else f"there are {', '.join(_OF_EXPERIMENTS)}"
+            raise UserError(f"there is no key {key}: {rest}")
     kept = {key: value for key, value in config.items() if key in ("data", "seed_everything")}
-    network = (config.get("model") or {}).get("network")
-    if network:
-        kept["data"] = {**(kept.get("data") or {}), "network": network}
+    model = config.get("model")
+    for key, value in model.items() if isinstance(model, dict) else ():
+        if key == "network":
+            kept["data"] = {**(kept.get("data") or {}), "network": value}
+        elif difflib.get_close_matches(str(key), ["network"], cutoff=0.75):
+            raise UserError(f"there is no key model.{key}: did you mean model.network?")
     return kept

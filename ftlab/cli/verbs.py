@@ -39,6 +39,7 @@ def fit(experiment: Experiment) -> None:
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return
         experiment.datamodule.setup("fit")
+        _say_what_trains(experiment)
         experiment.log_to_wandb()
         started = time.perf_counter()
         if trainer.is_global_zero:
@@ -72,6 +73,19 @@ def fit(experiment: Experiment) -> None:
             ended=_now(),
         )
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
+
+
+def _say_what_trains(experiment: Experiment) -> None:
+    """What was left out of the data, and which layout `auto` has chosen: nobody should learn of it by surprise."""
+    data = experiment.datamodule
+    if not (experiment.trainer.is_global_zero and experiment.model.method.trains):
+        return
+    dropped = data.summary()["dropped"]
+    if dropped:
+        rules = ", ".join(f"{rule} {count:,}" for rule, count in dropped.items())
+        _say(f"left out of the data: {rules}; ftlab prepare lists them")
+    if data.batching == "auto":
+        _say(f"batches: {data.layout.kind}: {data.layout.why}")
 
 
 def train(experiment: Experiment) -> None:

@@ -1,6 +1,6 @@
 """What is mended in every text before it is understood, and which records are left out.
 
-Nothing here knows a language: a rule looks at code points and lengths, not at words.
+Nothing here knows a language: a rule looks at code points, lengths and what the user names, not at words.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ftlab.data.format_strings import read_column
 from ftlab.data.records import Message, RawRecord, Record
 from ftlab.errors import UserError
 
@@ -35,6 +36,10 @@ class Cleaning:
     """What is done to texts, and which records are dropped; each rule can be turned off.
 
     Args:
+        where: Take only records whose columns hold these values, as {label: true}, or one of several, as
+            {topic: [work, school]}; columns as they are in the file, before data.function.
+        remove: Texts to take out wherever they stand, as another tokenizer's "<|endoftext|>", which would be learned
+            as if it were words.
         unicode: Normal form of every text: NFC composes accents, NFKC also makes wide, small and joined forms plain
             (it changes meaning: 2⁵ becomes 25), none leaves texts as they are.
         control_characters: Remove control characters but line breaks and tabs, byte order marks, and code points that
@@ -49,6 +54,8 @@ class Cleaning:
         malformed: What follows on a record that cannot be used: refuse stops, drop leaves it out.
     """
 
+    where: dict[str, Any] = field(default_factory=dict)
+    remove: tuple[str, ...] = ()
     unicode: Literal["none", "NFC", "NFKC"] = "NFC"
     control_characters: bool = True
     whitespace: Literal["none", "newlines", "strip", "collapse"] = "newlines"
@@ -59,6 +66,8 @@ class Cleaning:
     malformed: Literal["refuse", "drop"] = "refuse"
 
     def __post_init__(self) -> None:
+        if "" in self.remove:
+            raise UserError("data.clean.remove holds an empty text; take it out")
         for name in ("min_characters", "max_characters", "min_tokens"):
             value = getattr(self, name)
             if value is not None and value < 0:
@@ -68,6 +77,18 @@ class Cleaning:
                 f"data.clean.min_characters {self.min_characters} is above data.clean.max_characters "
                 f"{self.max_characters}, which leaves no record; lower it"
             )
+
+    def takes(self, raw: RawRecord) -> bool:
+        """Whether the record is one that `where` asks for.
+
+        Raises:
+            Malformed: It lacks a column that `where` names.
+        """
+        for name, wanted in self.where.items():
+            value = read_column(raw.columns, name, raw.source)
+            if value not in (wanted if isinstance(wanted, list) else [wanted]):
+                return False
+        return True
 
     def columns(self, raw: RawRecord) -> RawRecord:
         """Mends every text in the columns, in lists and objects too; the very same object where nothing changed."""
@@ -103,6 +124,8 @@ class Cleaning:
         return record, None
 
     def _text(self, text: str) -> str:
+        for unwanted in self.remove:
+            text = text.replace(unwanted, "")
         if not text.isascii() or self._suspect(text):
             if self.whitespace != "none":
                 text = _BREAKS.sub("\n", text)

@@ -134,6 +134,6 @@ def write_experiment(place: Path, network: Network, data_path: str) -> None:
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
             "decoding": {"max_new_tokens": 4},
         },
-        "data": {"path": data_path, "batch_size": 4},
+        "data": {"path": data_path, "batch_size": 4, "batching": "pad"},
     }
     (place / "tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))

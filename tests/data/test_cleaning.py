@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftlab.data.cleaning import Cleaning
-from ftlab.data.records import Message, RawRecord, Record, pair
+from ftlab.data.records import Malformed, Message, RawRecord, Record, pair
 from ftlab.errors import UserError
 
 PERSIAN = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"  # "I want", spelt with U+200C
@@ -38,6 +38,8 @@ def _mended(cleaning: Cleaning, text: str) -> str:
         ({"whitespace": "none"}, "a\r\nb\rc\x0c", "a\r\nb\rc\x0c"),
         ({}, "  a  \n\n\n\n b ", "  a  \n\n\n\n b "),
         ({"whitespace": "strip"}, "\n  a   b \t\n\n\n c \n", "a   b\n\n\n c"),
+        ({"remove": ("<|end|>", "cat")}, "con<|end|>cat<|end|>enate <|end", "conenate <|end"),
+        ({"remove": ("a\r",), "whitespace": "newlines"}, "a\r\nb", "\nb"),  # before all else
         ({"whitespace": "collapse"}, "\n  a \t b \t\n \n\n c\u00a0\u00a0d \n", "a b\n\n c d"),
     ],
 )
@@ -172,3 +174,28 @@ def test_limits_that_cannot_be_met_are_refused(options: dict, name: str) -> None
 
 def test_options_can_be_sent_to_workers() -> None:
     assert pickle.loads(pickle.dumps(Cleaning(min_tokens=3))) == Cleaning(min_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("where", "taken"),
+    [
+        ({}, True),
+        ({"label": True}, True),
+        ({"label": False}, False),
+        ({"label": True, "topic": "work"}, True),
+        ({"label": True, "topic": "school"}, False),
+        ({"topic": ["school", "work"]}, True),
+        ({"topic": []}, False),
+        ({"topic": "wor"}, False),
+        ({"empty": None}, True),
+    ],
+)
+def test_records_are_taken_by_their_columns(where: dict, taken: bool) -> None:
+    assert Cleaning(where=where).takes(RawRecord({"label": True, "topic": "work", "empty": None}, "a:1")) is taken
+
+
+def test_where_and_remove_refuse_what_cannot_be_meant() -> None:
+    with pytest.raises(Malformed, match="a:1 has no column labl; its columns are label"):
+        Cleaning(where={"labl": True}).takes(RawRecord({"label": True}, "a:1"))
+    with pytest.raises(UserError, match=r"data\.clean\.remove holds an empty text"):
+        Cleaning(remove=("a", ""))
