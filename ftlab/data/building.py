@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy
 import pyarrow
 
-from ftlab.data.duplicates import DuplicateIndex
+from ftlab.data.duplicates import DuplicateIndex, Signature
 from ftlab.data.leaks import Fingerprints, LeakIndex, LeakReport
 from ftlab.data.preparation import Part, Stages
 from ftlab.data.records import SPLITS, Split
@@ -22,8 +24,23 @@ from ftlab.data.store import ABSENT, ROWS, split_number
 from ftlab.errors import UserError
 
 
+class _Compared(NamedTuple):
+    """What records are looked through for leaks by; it waits on disk until all splits are known."""
+
+    numbers: numpy.ndarray
+    fingerprints: Fingerprints
+    sources: list[str]
+    previews: list[str]
+
+    def select(self, mask: numpy.ndarray) -> _Compared:
+        """Those of some records; mask (records,) bool."""
+        places = numpy.flatnonzero(mask).tolist()
+        sources, previews = ([texts[place] for place in places] for texts in (self.sources, self.previews))
+        return _Compared(self.numbers[mask], self.fingerprints.select(mask), sources, previews)
+
+
 class Builder:
-    """Takes parts in order and writes a prepared set into `directory`.
+    """Takes parts in order and writes a prepared set into `directory`; `close` it, whatever becomes of it.
 
     Args:
         directory: An empty directory.
@@ -34,11 +51,12 @@ class Builder:
         self._directory = directory
         self._stages = stages
         self._duplicates = DuplicateIndex(stages.duplicates)
-        self._writer = pyarrow.ipc.new_file(str(directory / "rows.arrow"), ROWS)
-        self._texts = (directory / "records.jsonl").open("w", encoding="utf-8")
-        self._dropped = (directory / "dropped.jsonl").open("w", encoding="utf-8")
         self._refused_leaks = directory.parent / f"{directory.name.removesuffix('.unfinished')}.leaks.jsonl"
-        self._fingerprints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # goes with the builder
+        self._files = ExitStack()
+        self._writer = self._files.enter_context(pyarrow.ipc.new_file(str(directory / "rows.arrow"), ROWS))
+        self._texts = self._files.enter_context(_created(directory / "records.jsonl"))
+        self._dropped = self._files.enter_context(_created(directory / "dropped.jsonl"))
+        self._compared: IO[bytes] = self._files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115
         self._record_count = 0
         self._by_record: dict[str, list[numpy.ndarray]] = {"keys": [], "strata": [], "origins": [], "splits": []}
         self._by_row: dict[str, list[numpy.ndarray]] = {"lengths": [], "targets": [], "records": []}
@@ -79,8 +97,9 @@ class Builder:
             if number != ABSENT and text:
                 self._texts.write(f"{number}\t{text}\n")
         if part.fingerprints is not None:
-            sources = [source for source, kept in zip(part.sources, keep.tolist(), strict=True) if kept]
-            pickle.dump((part.fingerprints.select(keep), sources), self._fingerprints, pickle.HIGHEST_PROTOCOL)
+            previews = part.previews or [""] * len(keep)
+            compared = _Compared(numbers, part.fingerprints, part.sources, previews).select(keep)
+            pickle.dump(compared, self._compared, pickle.HIGHEST_PROTOCOL)
         self._record_count += int(keep.sum())
 
     def finish(self, benchmarks: Iterable[tuple[Fingerprints, list[str]]] = ()) -> None:
@@ -92,13 +111,10 @@ class Builder:
         Raises:
             UserError: Too many evaluation records are found among the training records; nothing is left to train on.
         """
-        self._writer.close()
-        self._texts.close()
         records = {name: _joined(arrays) for name, arrays in self._by_record.items()}
         rows = {name: _joined(arrays) for name, arrays in self._by_row.items()}
         splits = self._assigned(records)
         leaks = self._leaks(splits, benchmarks)
-        self._dropped.close()
         row_splits = splits[rows["records"]] if len(splits) else splits
         if not (row_splits == split_number("train")).any() and "train" in self._given():
             read = sum(source["read"] for source in self._read.values())
@@ -114,23 +130,25 @@ class Builder:
             records=rows["records"],
             origins=records["origins"][rows["records"]],
         )
-        self._report(rows, leaks)
+        self._writer.close()
+        self._report(int((splits != ABSENT).sum()), leaks)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._files.close()
 
     def _new(self, part: Part) -> numpy.ndarray:
         """Which records of a part repeat none before; records that only judge are left as they were given."""
         keep = numpy.ones(len(part.keys), dtype=bool)
-        for place, signature in enumerate(part.signatures):
-            found = self._duplicates.repeats(signature, part.sources[place])
-            if found:
-                rule, first = found
-                keep[place] = False
-                text = {"text": part.previews[place], "repeats": first}
-                self._drop({"rule": rule, "source": part.sources[place], **text})
+        for place, (rule, first) in repeats(self._duplicates, part.signatures, part.sources).items():
+            keep[place] = False
+            text = {"text": part.previews[place], "repeats": first}
+            self._drop({"rule": rule, "source": part.sources[place], **text})
         return keep
 
     def _drop(self, dropped: dict[str, str]) -> None:
         self._rules[dropped["rule"].split(":")[0]] += 1
-        self._dropped.write(json.dumps(dropped, ensure_ascii=False) + "\n")
+        self._dropped.write(_line(dropped))
 
     def _given(self) -> set[Split]:
         return {split for source in self._stages.sources for split in source.files.splits}
@@ -160,49 +178,66 @@ class Builder:
         for fingerprints, sources in benchmarks:
             index.add_evaluation("benchmark", fingerprints, sources)
         for split in SPLITS[1:]:
-            for _, fingerprints, sources in self._spilled(splits == split_number(split)):
-                index.add_evaluation(split, fingerprints, sources)
+            for judging in self._chosen(splits == split_number(split)):
+                index.add_evaluation(split, judging.fingerprints, judging.sources)
         numbers = [numpy.zeros(0, dtype=numpy.int64)]
-        for chosen, fingerprints, sources in self._spilled(splits == split_number("train")):
-            index.match_training(fingerprints, sources)
-            numbers.append(chosen)
+        for training in self._chosen(splits == split_number("train")):
+            index.match_training(training.fingerprints, training.sources)
+            numbers.append(training.numbers)
         report = index.report()
         listed = [asdict(leak) for leak in report.listed]
         refusal = report.refusal(self._refused_leaks)
-        _write_lines(self._refused_leaks if refusal else self._directory / "leaks.jsonl", listed)
+        with _created(self._refused_leaks if refusal else self._directory / "leaks.jsonl") as file:
+            file.writelines(_line(leak) for leak in listed)
         if refusal:
             raise refusal
         if self._stages.leaks.action == "drop":
-            leaking = numpy.concatenate(numbers)[report.training_to_drop]
+            leaking = numpy.zeros(len(splits), dtype=bool)
+            leaking[numpy.concatenate(numbers)[report.training_to_drop]] = True
+            self._drop_leaking(leaking, report)
             splits[leaking] = ABSENT
-            self._rules["leak"] += len(leaking)
         return report
 
-    def _spilled(self, wanted: numpy.ndarray) -> Iterator[tuple[numpy.ndarray, Fingerprints, list[str]]]:
-        """Numbers, fingerprints and sources of the wanted records, chunk by chunk as they were added."""
-        self._fingerprints.seek(0)
-        start = 0
+    def _drop_leaking(self, leaking: numpy.ndarray, report: LeakReport) -> None:
+        evaluations = {leak.training: leak.evaluation for leak in reversed(report.listed)}  # the surest is kept
+        for training in self._chosen(leaking):
+            for source, preview in zip(training.sources, training.previews, strict=True):
+                repeats = {"repeats": evaluations[source]} if source in evaluations else {}
+                self._drop({"rule": "leak", "source": source, "text": preview, **repeats})
+
+    def _chosen(self, wanted: numpy.ndarray) -> Iterator[_Compared]:
+        """The wanted of all records that are compared, chunk by chunk as they were added."""
+        self._compared.seek(0)
         while True:
             try:
-                fingerprints, sources = pickle.load(self._fingerprints)
+                compared: _Compared = pickle.load(self._compared)
             except EOFError:
                 return
-            mask = wanted[start : start + len(sources)]
-            numbers = start + numpy.flatnonzero(mask)
-            start += len(sources)
+            mask = wanted[compared.numbers]
             if mask.any():
-                yield numbers, fingerprints.select(mask), [sources[place] for place in numpy.flatnonzero(mask)]
+                yield compared.select(mask)
 
-    def _report(self, rows: dict[str, numpy.ndarray], leaks: LeakReport | None) -> None:
+    def _report(self, kept: int, leaks: LeakReport | None) -> None:
         report = {
             "sources": self._read,
             "read": sum(source["read"] for source in self._read.values()),
             "mended": self._mended,
             "dropped": dict(self._rules),
+            "kept": kept,
             "leaks": None if leaks is None else {"evaluated": leaks.evaluated, "counts": leaks.counts},
             "truncated": self._truncated,
+            "fingerprint": _digest(self._directory / "rows.arrow", self._directory / "index.npz"),
         }
-        (self._directory / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        with _created(self._directory / "report.json") as file:
+            file.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def repeats(
+    index: DuplicateIndex, signatures: Sequence[Signature], sources: Sequence[str]
+) -> dict[int, tuple[str, str]]:
+    """Which records of a chunk repeat an earlier one, by place: the rule, and where the first stands."""
+    found = {place: index.repeats(signature, sources[place]) for place, signature in enumerate(signatures)}
+    return {place: repeated for place, repeated in found.items() if repeated is not None}
 
 
 def _joined(arrays: list[numpy.ndarray]) -> numpy.ndarray:
@@ -213,5 +248,18 @@ def _listed(rules: Counter[str]) -> str:
     return ", ".join(f"{rule} {count}" for rule, count in rules.most_common()) or "nothing was left out"
 
 
-def _write_lines(path: Path, lines: Iterable[Any]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+def _digest(*files: Path) -> str:
+    whole = hashlib.blake2b(digest_size=12)
+    for path in files:
+        with path.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "blake2b").digest())
+    return whole.hexdigest()
+
+
+def _line(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _created(path: Path) -> TextIO:
+    # half a surrogate pair, as in a file's name, becomes \ud800, which is JSON's own way to write it
+    return path.open("w", encoding="utf-8", errors="backslashreplace")

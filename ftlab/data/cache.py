@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from ftlab.errors import UserError
+
 _SEAL = "sealed.json"
 
 
@@ -25,14 +27,6 @@ def key_of(parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
-def code_fingerprint(*modules: str | None) -> str:
-    """A hash of source files, so that what an older version of the code has prepared is not taken for this one's."""
-    digest = hashlib.blake2b(digest_size=12)
-    for file in sorted(filter(None, modules)):
-        digest.update(Path(file).read_bytes())
-    return digest.hexdigest()
-
-
 def built(root: Path, key: str, build: Callable[[Path], None]) -> Path:
     """The directory `root / key`, made by `build` where it is not there whole.
 
@@ -40,26 +34,40 @@ def built(root: Path, key: str, build: Callable[[Path], None]) -> Path:
         root: Directory of the cache.
         key: Name of what is built.
         build: Fills an empty directory; whatever it raises leaves nothing behind.
+
+    Raises:
+        UserError: The cache cannot be written.
     """
     place = root / key
     if _whole(place):
         return place
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{key}.lock"):
-        if _whole(place):  # another process has built it meanwhile
-            return place
-        unfinished = root / f"{key}.unfinished"
-        for torn in (unfinished, place):
-            shutil.rmtree(torn, ignore_errors=True)
-        unfinished.mkdir()
-        try:
-            build(unfinished)
-            _seal(unfinished)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        unfinished.replace(place)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            if not _whole(place):  # else another process has built it meanwhile
+                _build(place, build)
+    except OSError as error:
+        # Arrow's own words are longer
+        said = os.strerror(error.errno) if error.errno else str(error).strip().split("\n")[0]
+        raise UserError(
+            f"data.cache: prepared data cannot be kept in {root} ({said}); make room there or mend its rights, or set "
+            "data.cache or FTLAB_CACHE to another directory"
+        ) from error
     return place
+
+
+def _build(place: Path, build: Callable[[Path], None]) -> None:
+    unfinished = place.with_name(f"{place.name}.unfinished")
+    for torn in (unfinished, place):
+        shutil.rmtree(torn, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        build(unfinished)
+        _seal(unfinished)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    unfinished.replace(place)
 
 
 def _seal(directory: Path) -> None:
@@ -75,6 +83,6 @@ def _seal(directory: Path) -> None:
 def _whole(directory: Path) -> bool:
     try:
         sizes = json.loads((directory / _SEAL).read_text(encoding="utf-8"))
-        return all((directory / name).stat().st_size == size for name, size in sizes.items())
+        return bool(sizes) and all((directory / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False

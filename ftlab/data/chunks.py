@@ -51,7 +51,7 @@ class LineChunk:
         found = []
         for number, line in zip(self.numbers, self.lines, strict=True):
             source = f"{self.label}:{number}"
-            text = decoded(line, source, self.file)
+            text = decoded(line, source, self.file).rstrip("\r\n")  # else an error at its end is in the next line
             try:
                 row = DECODER.decode(text)
             except JSON_ERRORS as error:

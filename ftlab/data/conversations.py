@@ -267,7 +267,7 @@ def _plain(value: Any, where: str, source: str, *, nulls: bool = False) -> Any:
     """
     if isinstance(value, dict):
         return {
-            key: _plain(inner, f"{where}.{key}", source, nulls=nulls)
+            read_text(key, where, source): _plain(inner, f"{where}.{key}", source, nulls=nulls)
             for key, inner in value.items()
             if nulls or inner is not None
         }

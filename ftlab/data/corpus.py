@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Iterator
+import inspect
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +18,7 @@ from typing import Any
 
 from ftlab.data.assignment import Splits
 from ftlab.data.building import Builder
-from ftlab.data.cache import built, code_fingerprint, key_of
+from ftlab.data.cache import built, key_of
 from ftlab.data.cleaning import Cleaning
 from ftlab.data.duplicates import Duplicates
 from ftlab.data.encoder import Encoder
@@ -23,14 +26,25 @@ from ftlab.data.formats import Format, recognise
 from ftlab.data.leaks import Leaks
 from ftlab.data.mixing import Source
 from ftlab.data.preparation import Opened, Stages, parts, tasks, worker_count
-from ftlab.data.records import Record, Split, group_by_prompt
-from ftlab.data.sources import OpenedSource, cache_dir, open_source
+from ftlab.data.progress import watched
+from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
+from ftlab.data.sources import OpenedSource, SplitSource, cache_dir, open_source
 from ftlab.data.store import Prepared
 
-# what decides prepared rows; a change in any of these files makes them anew
-_CODE = "assignment building chat cleaning conversations corpus duplicates encoder format_strings formats leaks"
-_CODE += " known_formats chunks examples tokenization preparation readers records sources store text_hashes truncation"
-_PACKAGES = ("tokenizers", "transformers", "jinja2", "datasketch")
+# files of this package that decide no prepared row; a change in any other makes rows anew
+_NO_ROWS = {
+    "__init__",
+    "cache",
+    "collators",
+    "layout",
+    "mixing",
+    "module",
+    "packing",
+    "progress",
+    "samplers",
+    "streaming",
+}
+_PACKAGES = ("datasketch", "jinja2", "tokenizers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,7 @@ class Corpus:
         sample_by: What is one record of a text file.
         workers: Processes that prepare; None decides by size.
         cache: Directory for prepared rows; None for the user's own.
+        wanted: The splits that are prepared; whatever the others' files hold is left alone.
     """
 
     sources: tuple[Source, ...]
@@ -58,6 +73,7 @@ class Corpus:
     sample_by: Any
     workers: int | None
     cache: str | None
+    wanted: tuple[Split, ...] = SPLITS
 
     @property
     def name(self) -> str:
@@ -66,8 +82,19 @@ class Corpus:
 
     @cached_property
     def files(self) -> tuple[OpenedSource, ...]:
-        """What lies at the sources' paths; no record is read."""
+        """What lies at the sources' paths, of the splits that are wanted; no record is read."""
+        return tuple(
+            replace(found, splits={split: files for split, files in found.splits.items() if split in self.wanted})
+            for found in self._found
+        )
+
+    @cached_property
+    def _found(self) -> tuple[OpenedSource, ...]:
         return tuple(self._find(source) for source in self.sources)
+
+    def of(self, wanted: tuple[Split, ...]) -> Corpus:
+        """The same of these splits alone, with formats known from the first records of all."""
+        return replace(self, wanted=wanted)
 
     def _find(self, source: Source) -> OpenedSource:
         return open_source(source.path, source.sample_by or self.sample_by, source.limit)
@@ -75,7 +102,8 @@ class Corpus:
     @cached_property
     def opened(self) -> tuple[Opened, ...]:
         """The sources with their formats, known from their first records."""
-        return tuple(self._open(source, files) for source, files in zip(self.sources, self.files, strict=True))
+        opened = (self._open(source, found) for source, found in zip(self.sources, self._found, strict=True))
+        return tuple(replace(each, files=files) for each, files in zip(opened, self.files, strict=True))
 
     def _open(self, source: Source, files: OpenedSource, answers: bool = True) -> Opened:
         own: dict[str, Any] = {
@@ -101,25 +129,44 @@ class Corpus:
         root = Path(self.cache) if self.cache else cache_dir()
         return Prepared(built(root / "prepared", self.key(encoder), lambda directory: self._build(directory, encoder)))
 
-    def key(self, encoder: Encoder) -> str:
-        """A hash of everything that decides the rows: contents, options, tokenizer, template, code."""
-        modules = [importlib.util.find_spec(f"ftlab.data.{name}") for name in _CODE.split()]
-        files = [spec.origin for spec in modules if spec]
+    def key(self, encoder: Encoder, mark: Callable[[SplitSource], str] = SplitSource.fingerprint) -> str:
+        """A hash of everything that decides the rows: contents, options, tokenizer, template, code; not of paths.
+
+        Of a user's function its module counts, not what this imports.
+
+        Args:
+            encoder: Encodes the rows.
+            mark: Says what a split's files hold.
+        """
+        opened = self.opened
         functions = {name for source in self.sources if (name := source.function or self.format.function)}
+        own = (file for file in sorted(Path(__file__).parent.glob("*.py")) if file.stem not in _NO_ROWS)
         return key_of(
             {
-                "code": code_fingerprint(*files, *(_file_of(function) for function in sorted(functions))),  # type: ignore[type-var]
+                "code": [file.read_text(encoding="utf-8") for file in own],
+                "functions": {name: _written(name) for name in functions},
                 "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "unicode": unicodedata.unidata_version,
                 "sources": [
                     asdict(source)
-                    | {"weight": None, "epochs": None, "path": None}
-                    | {split: files.fingerprint() for split, files in opened.files.splits.items()}
-                    | {"pooled": opened.files.pooled}
-                    for source, opened in zip(self.sources, self.opened, strict=True)
+                    | {"weight": None, "epochs": None, "path": None, "pooled": each.files.pooled}
+                    | {"convert": each.convert.describe()}
+                    | {split: mark(files) for split, files in each.files.splits.items()}
+                    for source, each in zip(self.sources, opened, strict=True)
                 ],
-                "against": [open_source(path).splits["train"].fingerprint() for path in self.leaks.against],
+                "against": [
+                    {split: files.fingerprint() for split, files in open_source(path).splits.items()}
+                    for path in self.leaks.against
+                ],
                 "options": [
-                    asdict(part) for part in (self.format, self.cleaning, self.duplicates, self.splits, self.leaks)
+                    asdict(part)
+                    for part in (
+                        self.format,
+                        self.cleaning,
+                        self.duplicates,
+                        self.splits,
+                        replace(self.leaks, against=()),
+                    )
                 ],
                 "sample_by": self.sample_by,
                 "encoder": encoder.fingerprint(),
@@ -134,12 +181,13 @@ class Corpus:
 
     def _build(self, directory: Path, encoder: Encoder) -> None:
         stages = self.stages(encoder)
-        builder = Builder(directory, stages)
-        for part in parts(stages, tasks(self.opened), worker_count(self.opened, self.workers)):
-            builder.add(part)
-        builder.finish(self._benchmarks())
+        made = parts(stages, tasks(self.opened), worker_count(self.opened, self.workers))
+        with closing(Builder(directory, stages)) as builder, closing(made):
+            for part in watched(made, self.name):
+                builder.add(part)
+            builder.finish(self.benchmarks())
 
-    def _benchmarks(self) -> Iterator[tuple[Any, list[str]]]:
+    def benchmarks(self) -> Iterator[tuple[Any, list[str]]]:
         """What training must not overlap with: every record of the files of `leaks.against`."""
         for path in self.leaks.against:
             opened = self._open(Source(path), self._find(Source(path)), answers=False)
@@ -164,7 +212,12 @@ class Corpus:
         return opened.convert.convert(self.cleaning.columns(raw), answers=False)
 
 
-def _file_of(function: str) -> str | None:
-    module, _, _ = function.rpartition(".")
-    spec = importlib.util.find_spec(module)
-    return spec.origin if spec else None
+def _written(function: str) -> list[str]:
+    """The source of a user's function and of the module that names it, as far as there is any."""
+    module, _, name = function.rpartition(".")
+    named = importlib.import_module(module)
+    sources = []
+    for written in (named, inspect.unwrap(getattr(named, name))):
+        with suppress(OSError, TypeError):  # in C, or typed in
+            sources.append(inspect.getsource(written))
+    return sources

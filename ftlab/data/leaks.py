@@ -166,11 +166,11 @@ class LeakReport:
         """Leaked evaluation records of all splits by kind."""
         return {kind: sum(by_kind[kind] for by_kind in self.leaked.values()) for kind in KINDS}
 
-    def refusal(self, path: str | Path) -> UserError | None:
+    def refusal(self, path: str | Path | None = None) -> UserError | None:
         """Why the data are refused, if they are.
 
         Args:
-            path: Where the list of leaks is written.
+            path: Where the list of leaks is written; None where training is still being read, and nothing is.
         """
         if self.leaks.action != "refuse":
             return None
@@ -182,13 +182,14 @@ class LeakReport:
                     return UserError(self._sentence(split, total, count, name, path))
         return None
 
-    def _sentence(self, split: str, total: int, count: int, option: str, path: str | Path) -> str:
+    def _sentence(self, split: str, total: int, count: int, option: str, path: str | Path | None) -> str:
         kinds = ("ngram",) if option == "allowed_ngram" else KINDS[:-1]
         found = [leak for leak in self.listed if leak.split == split and leak.kind in kinds]
         examples = ", ".join(f"{leak.evaluation} in {leak.training} ({leak.kind})" for leak in found[:3])
+        listed = f"; all are listed in {path}" if path else ", and not all of training has been read"
         return (
-            f"{count} of the {total} {split} records are also found in training: {examples}{', …' * (count > 3)}; all "
-            f"are listed in {path}; set data.leaks.action to drop to leave the training records out, or "
+            f"{count} of the {total} {split} records are also found in training: {examples}{', …' * (count > 3)}"
+            f"{listed}; set data.leaks.action to drop to leave the training records out, or "
             f"data.leaks.{option} to the share you accept (here {_rounded_up(count / total)})"
         )
 
@@ -221,13 +222,20 @@ class LeakIndex:
         self._sources += sources
         self._splits += [split] * len(sources)
 
-    def match_training(self, fingerprints: Fingerprints, sources: Sequence[str]) -> None:
-        """Meets training records, which are numbered on from those before."""
+    def match_training(self, fingerprints: Fingerprints, sources: Sequence[str]) -> numpy.ndarray:
+        """Meets training records, which are numbered on from those before.
+
+        Returns:
+            The places of those that share something with evaluation records, rising; where n-grams are not compared,
+            these are those that leak.
+        """
         met = [table.meet(getattr(fingerprints, name), self._training_count) for name, table in self._frozen().items()]
         met.append(self._grams.meet(fingerprints.prompt_grams, fingerprints.answer_grams, self._training_count))
-        for record in numpy.unique(numpy.concatenate(met)).tolist():
+        records: numpy.ndarray = numpy.unique(numpy.concatenate(met))
+        for record in records.tolist():
             self._training_sources[self._training_count + record] = sources[record]
         self._training_count += len(sources)
+        return records
 
     def report(self) -> LeakReport:
         """What has leaked into the training records matched so far."""

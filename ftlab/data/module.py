@@ -6,8 +6,6 @@ layout, for which rank.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -16,22 +14,24 @@ from typing import Any, Literal
 import numpy
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader
 
 from ftlab.data.assignment import Splits, evenly_spaced
 from ftlab.data.cleaning import Cleaning
-from ftlab.data.collators import Batch, PackCollator, PadCollator, Prompt, PromptCollator
+from ftlab.data.collators import Batch, PadCollator, Prompt, PromptCollator
 from ftlab.data.corpus import Corpus
 from ftlab.data.duplicates import Duplicates
 from ftlab.data.encoder import Encoder, Encoding
-from ftlab.data.formats import Format
-from ftlab.data.layout import FLASH, Batching, Choice, choose, training_sampler
+from ftlab.data.formats import Format, Kind
+from ftlab.data.layout import Batching, Choice
 from ftlab.data.leaks import Leaks
-from ftlab.data.mixing import Mixing, Source, plan
+from ftlab.data.mixing import Mixing, Source
+from ftlab.data.readers import SampleBy
 from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
-from ftlab.data.samplers import LengthBatchSampler, TrainingBatchSampler
+from ftlab.data.samplers import LengthBatchSampler
 from ftlab.data.store import Prepared, Rows
+from ftlab.data.streaming import WINDOW, Stream
+from ftlab.data.training import Items, Layout, RowTraining, StreamTraining, Training, default_workers
 from ftlab.errors import UserError
 from ftlab.networks import Network
 
@@ -71,8 +71,14 @@ class FinetuneData(LightningDataModule):
         eval_batch_size: Records of an evaluation batch on one device; by default batch_size.
         validation_limit: Most rows that validation during training takes, evenly spaced over the split.
         test_limit: Most prompts that are scored, evenly spaced over the split.
-        workers: Processes that put batches together, beside the main one; by default some where there is a GPU.
-        preparation_workers: Processes that prepare; by default one for small sets, a core each for others.
+        streaming: Prepare training records while training runs, of sets too large for memory, or to be prepared first.
+            Validation and test then need files of their own, and trainer.max_steps says where
+            training ends; set run.checkpoint_every, since no epoch ends before.
+        shuffle_window: Training rows that are held and shuffled together, as they come; by default a whole epoch's, and
+            with `streaming` 10,000.
+        workers: Processes that put batches together, beside the main one; by default some where there is a GPU. With
+            `streaming` the main one does.
+        preparation_workers: Processes that prepare; by default one for small sets and streams, a core each for others.
         cache: Directory for prepared rows; by default $FTLAB_CACHE or the user's cache directory.
         seed: Chooses the order of training records, together with the epoch.
     """
@@ -83,16 +89,14 @@ class FinetuneData(LightningDataModule):
         path: str | None = None,
         sources: list[Source] | None = None,
         mixing: Mixing = Mixing(),  # noqa: B008  # frozen
-        format: Literal[
-            "auto", "pairs", "messages", "conversations", "alpaca", "text", "tokens", "preference"
-        ] = "auto",
+        format: Kind = "auto",
         prompt: str | None = None,
         response: str | None = None,
         system: str | None = None,
         function: str | None = None,
         group_by: str | None = None,
         stratify_by: str | None = None,
-        sample_by: Literal["document", "paragraph", "line"] = "document",
+        sample_by: SampleBy = "document",
         template: str = "auto",
         learn: Literal["last", "assistant", "all"] | list[str] = "last",
         max_length: int | None = None,
@@ -108,6 +112,8 @@ class FinetuneData(LightningDataModule):
         eval_batch_size: int | None = None,
         validation_limit: int | None = None,
         test_limit: int | None = None,
+        streaming: bool = False,
+        shuffle_window: int | None = None,
         workers: int | None = None,
         preparation_workers: int | None = None,
         cache: str | None = None,
@@ -121,6 +127,7 @@ class FinetuneData(LightningDataModule):
             "eval_batch_size": eval_batch_size,
             "validation_limit": validation_limit,
             "test_limit": test_limit,
+            "shuffle_window": shuffle_window,
             "preparation_workers": preparation_workers,
         }
         for name, value in at_least_one.items():
@@ -147,7 +154,9 @@ class FinetuneData(LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.validation_limit = validation_limit
         self.test_limit = test_limit
-        self.workers = _workers() if workers is None else workers
+        self.streaming = streaming
+        self.shuffle_window = WINDOW if streaming and shuffle_window is None else shuffle_window
+        self.workers = default_workers() if workers is None else workers
         self.preparation_workers = preparation_workers
         self.cache = cache
         self.seed = seed
@@ -185,13 +194,18 @@ class FinetuneData(LightningDataModule):
 
     @cached_property
     def prepared(self) -> Prepared:
-        """The prepared rows: opened from the cache, or made by whichever process comes first."""
-        return self.corpus.prepared(self.encoder)
+        """The prepared rows, with `streaming` those that judge: opened from the cache, or made by whichever process
+        comes first."""
+        return self.stream.evaluation if self.streaming else self.corpus.prepared(self.encoder)
 
-    @property
-    def name(self) -> str:
-        """The paths, for messages."""
-        return self.corpus.name
+    @cached_property
+    def stream(self) -> Stream:
+        """The training rows with `streaming`.
+
+        Raises:
+            UserError: An option needs to know all of training.
+        """
+        return Stream(self.corpus, self.encoder, self.mixing, self.seed)
 
     def prepare_data(self) -> None:
         """Prepares the rows on one process of each node; the others find them in the cache. To predict takes none."""
@@ -206,7 +220,7 @@ class FinetuneData(LightningDataModule):
                 prompts.
         """
         if stage in (None, "fit"):
-            self.rows("train")
+            _ = (self.layout, self.prepared) if self.streaming else self.rows("train")
         if stage == "validate":
             self.rows("validation")
         if stage == "test":
@@ -217,6 +231,11 @@ class FinetuneData(LightningDataModule):
     def has_split(self, split: Split) -> bool:
         """Whether there is such a split, by file or by share."""
         return self.corpus.has(split)
+
+    @property
+    def has_preferences(self) -> bool:
+        """Whether records have a worse answer beside the better one."""
+        return any(opened.convert.kind == "preference" for opened in self.corpus.opened)
 
     @property
     def scored_split(self) -> Split:
@@ -252,85 +271,55 @@ class FinetuneData(LightningDataModule):
     # ---------------------------------------------------------------- training
 
     @cached_property
-    def layout(self) -> Choice:
-        """How training rows are laid out in batches, and why."""
-        return choose(
+    def training(self) -> Training:
+        """How training rows become batches."""
+        said = Layout(
             self.batching,
-            self.rows("train").lengths,
-            self._capacity,
             self.batch_size,
             self.batch_tokens,
+            self.shuffle_window,
+            self.seed,
+            self.encoder.pad_id,
+        )
+        if self.streaming:
+            return StreamTraining(self.stream, said)
+        rows = self.rows("train")
+        return RowTraining(
+            rows,
+            self.corpus.name,
+            self.prepared.fingerprint,
+            said,
+            self.encoder.max_length or int(rows.lengths.max()),
+            self.sources,
+            self.mixing,
             self.network.attention,
             self._device,
         )
 
-    def train_dataloader(self) -> StatefulDataLoader:
-        """Shuffled rows, this rank's share; its state resumes in mid-epoch."""
-        sampler = self._train_sampler(*self._rank_and_world())
-        if self.trainer:
-            # resumed between epochs, Lightning makes the iterator first and names the epoch (this number) afterwards
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own call
-            return StatefulDataLoader(
-                _Items(self.rows("train")),
-                batch_sampler=sampler,
-                collate_fn=self._collator,
-                num_workers=self.workers,
-                prefetch_factor=4 if self.workers else None,
-                pin_memory=torch.cuda.is_available(),
-            )
-
     @property
-    def _collator(self) -> PackCollator | PadCollator:
-        pad = self.encoder.pad_id
-        if self.layout.kind == "pack":
-            return PackCollator(pad, flat=self.network.attention in FLASH)
-        return PadCollator(pad)
+    def layout(self) -> Choice:
+        """How training rows are laid out in batches, and why."""
+        return self.training.layout
+
+    def train_dataloader(self) -> Any:
+        """Shuffled rows, this rank's share; its state resumes in mid-epoch. Of a stream all epochs in one."""
+        return self.training.loader(*self._rank_and_world(), self.workers, self.trainer)
 
     def train_batches_per_epoch(self, world_size: int = 1) -> int:
-        """Batches that each of `world_size` ranks takes in an epoch."""
-        return len(self._train_sampler(0, world_size))
+        """Batches that each of `world_size` ranks takes in an epoch.
+
+        Raises:
+            UserError: Of a stream nobody knows.
+        """
+        return self.training.batches_per_epoch(world_size)
+
+    def identity(self) -> dict[str, Any]:
+        """All that training's batches depend on: what a resume must find unchanged."""
+        return self.training.identity(*self._rank_and_world())
 
     def batches(self) -> Iterator[Batch]:
         """Training batches in the order of the first epoch, the same on every rank, for methods that look first."""
-        items, collate = _Items(self.rows("train")), self._collator
-        for indices in self._train_sampler(0, 1):
-            yield collate([items[index] for index in indices])
-
-    @cached_property
-    def _plan(self) -> numpy.ndarray | None:
-        """Which training rows an epoch takes, where sources are mixed; None where it is every row once."""
-        if self.mixing.how == "concatenate" and all(source.epochs == 1 for source in self.sources):
-            return None
-        sizes = numpy.bincount(self.rows("train").origins, minlength=len(self.sources)).tolist()
-        return plan(sizes, self.sources, self.mixing, self.seed)
-
-    def _train_sampler(self, rank: int, world_size: int) -> TrainingBatchSampler:
-        rows = self.rows("train")
-        lengths = rows.lengths if self._plan is None else rows.lengths[self._plan]
-        sampler = training_sampler(
-            self.layout.kind,
-            lengths,
-            self.batch_size,
-            self.batch_tokens,
-            self._capacity,
-            self.seed,
-            rank,
-            world_size,
-            self._plan,
-            data=self.prepared.directory.name,
-        )
-        if not len(sampler):
-            raise UserError(
-                f"data.path: {self.corpus.name} has {len(rows)} training rows, too few for {world_size} devices; use fewer"
-            )
-        return sampler
-
-    @property
-    def _capacity(self) -> int:
-        """Tokens of a pack."""
-        return self.encoder.max_length or int(self.rows("train").lengths.max())
+        return self.training.batches()
 
     @property
     def _device(self) -> str:
@@ -390,20 +379,25 @@ class FinetuneData(LightningDataModule):
                 sizes[f"{split}_tokens"] = int(rows.lengths.sum())
                 sizes[f"{split}_target_tokens"] = int(rows.targets.sum())
                 sizes[f"{split}_longest"] = int(rows.lengths.max())
-        sizes |= {f"dropped_{rule}": count for rule, count in report["dropped"].items()}
-        return sizes | {"truncated": report["truncated"]}
+        sizes |= {"dropped": report["dropped"], "truncated": report["truncated"]}
+        return sizes | self.stream.summary if self.streaming else sizes
 
     def _whole(self, split: Split) -> Rows:
+        if split == "train" and self.streaming:
+            raise UserError(
+                "data.streaming: training rows are read while training runs, and none is at hand; set it to false to "
+                "have them counted, or looked at"
+            )
         if not self.has_split(split):
-            hint = "" if split == "train" else f" or raise data.splits.{split}"
+            hint = "" if split == "train" or self.streaming else f" or raise data.splits.{split}"
             raise UserError(f"data.path: {self.corpus.name} has no {split} records; add a {split} file{hint}")
         if split not in self._rows:
             self._rows[split] = self.prepared.rows(split)
         rows = self._rows[split]
         if not len(rows):
             raise UserError(
-                f"data.path: nothing is left of the {split} records of {self.corpus.name}; ftlab prepare shows what was left "
-                "out and why"
+                f"data.path: nothing is left of the {split} records of {self.corpus.name}; ftlab prepare shows what "
+                "was left out and why"
             )
         return rows
 
@@ -424,7 +418,7 @@ class FinetuneData(LightningDataModule):
 
     def _eval_loader(self, items: Sequence[Any], lengths: Any, collate: Any) -> DataLoader:
         return DataLoader(
-            _Items(items),
+            Items(items),
             batch_sampler=LengthBatchSampler(lengths, self.eval_batch_size, *self._rank_and_world()),
             collate_fn=collate,
             num_workers=self.workers,
@@ -433,21 +427,3 @@ class FinetuneData(LightningDataModule):
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-
-class _Items(Dataset):
-    """A sequence as torch's loaders want it typed; a pack of indices gives a pack of items."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int | list[int]) -> Any:
-        return [self._items[place] for place in index] if isinstance(index, list) else self._items[index]
-
-
-def _workers() -> int:
-    """None on a CPU, whose cores are busy training; on a GPU some, of those that this process may use."""
-    return min(4, max(1, len(os.sched_getaffinity(0)) - 1)) if torch.cuda.is_available() else 0

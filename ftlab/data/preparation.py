@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -114,7 +115,8 @@ class Stages:
         examples: list[Example] = []
         row_records: list[int] = []
         for record, result in zip(records, encoded, strict=True):
-            left_out = self._too_few(result.examples) if result.examples else result.dropped
+            # no rule: in pieces, none of which learns anything
+            left_out = self._too_few(result.examples) if result.examples else result.dropped or "no_target"
             if left_out:
                 dropped.append(_dropped(left_out, record.source, _preview(record)))
                 continue
@@ -144,6 +146,8 @@ class Stages:
 
     def _understood(self, convert: Convert, raw: RawRecord) -> tuple[Record | None, str]:
         try:
+            if not self.cleaning.takes(raw):
+                return None, "where"
             record = convert.convert(raw)
         except Malformed as error:
             if self.cleaning.malformed == "refuse":
@@ -178,7 +182,7 @@ class Stages:
         """Which records may be scored, so that their text has to be kept."""
         if task.split != "train":
             return [True] * len(keys)
-        if not self.splits.online:
+        if not self.splits.online or self.sources[task.origin].convert.format.stratify_by:
             return [True] * len(keys)
         files = self.sources[task.origin].files
         numbers = self.splits.assign(keys, None, files.pooled, set(files.splits))
@@ -203,7 +207,7 @@ def worker_count(sources: Iterable[Opened], asked: int | None) -> int:
     return 1 if size < SMALL_BYTES else min(8, len(os.sched_getaffinity(0)))
 
 
-def parts(stages: Stages, work: Iterable[Task], workers: int) -> Iterator[Part]:
+def parts(stages: Stages, work: Iterable[Task], workers: int) -> Generator[Part, None, None]:
     """The parts of all tasks, in order, made by `workers` processes; one works right here.
 
     Raises:
@@ -241,6 +245,15 @@ _stages: Stages | None = None
 def _take(stages: Stages) -> None:
     global _stages
     _stages = stages
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """Ends a worker whose parent was killed: it would wait for ever, and hold the cache's lock."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(task: Task) -> Part:

@@ -350,7 +350,7 @@ def _digest(file: Path) -> str:
     """SHA-256 of a file's contents, in hex: of an unchanged file from the note made when it was last read."""
     before = file.stat()
     identity = f"{file.resolve()}\n{before.st_size}\n{before.st_mtime_ns}\n{before.st_ino}"
-    note = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    note = cache_dir() / "digests" / hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()
     settled = time.time() - before.st_mtime > _SETTLED
     if settled and note.is_file():
         return note.read_text()

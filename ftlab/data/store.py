@@ -1,7 +1,8 @@
 """Prepared rows on disk: written once as they come, then read through a memory map, so that they cost no memory.
 
 A directory holds `rows.arrow` (token ids and learned spans), `index.npz` (a few bytes a row: length, targets, record,
-source, split), `records.jsonl` (what is scored, as text) and `report.json` (what became of every record).
+source, split), `records.jsonl` (what is scored, as text), `dropped.jsonl` (what was left out, and why), `leaks.jsonl`
+(evaluation records that are also in training) and `report.json` (what became of every record).
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Rows(Sequence[Row]):
         batches, starts = self._opened
         place = int(self._places[index])
         number = int(numpy.searchsorted(starts, place, side="right")) - 1
-        return _row(batches[number], place - int(starts[number]))
+        return row_at(batches[number], place - int(starts[number]))
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker that is spawned opens the file itself
@@ -89,7 +90,9 @@ class Rows(Sequence[Row]):
         return batches, numpy.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
 
 
-def _row(batch: pyarrow.RecordBatch, place: int) -> Row:
+def row_at(batch: pyarrow.RecordBatch, place: int) -> Row:
+    """One row of a batch of ROWS, without copying."""
+
     def values(column: int) -> numpy.ndarray:
         return batch.column(column)[place].values.to_numpy()
 
@@ -110,6 +113,11 @@ class Prepared:
         """What was read, dropped, found twice, leaked, split and encoded: `report.json`."""
         report: dict[str, Any] = json.loads((self.directory / "report.json").read_text(encoding="utf-8"))
         return report
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the rows themselves: the same where another version of the code has prepared the same."""
+        return str(self.report["fingerprint"])
 
     @cached_property
     def _index(self) -> dict[str, numpy.ndarray]:
@@ -138,9 +146,9 @@ class Prepared:
 
 
 def record_to_json(record: Record) -> str:
-    """One line; what is not there is left out."""
+    """One line; what is not there is left out. What JSON does not know, as a date among a tool's arguments, is text."""
     content = {name: value for name, value in asdict(record).items() if value not in (None, (), {})}
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content, ensure_ascii=False, default=str)
 
 
 def record_from_json(line: str) -> Record:

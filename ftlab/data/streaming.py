@@ -1,28 +1,204 @@
-"""Training batches from sets larger than disk or patience: read, cleaned and encoded while the network trains.
+"""Training from sets that are too large for memory, or to be prepared first: read and encoded while the network trains.
 
-Rows come in the order of the sources and are shuffled within windows. The batches are those of prepared rows with the
-same `shuffle_window`, to the token: the order of window w in epoch e is the same function of (seed, e, w).
+Nothing of training is written. Rows come in the order of the sources and are shuffled within windows. The batches are
+those of prepared rows with the same `shuffle_window`, to the token: window w of epoch e is in both shuffled by the same
+function of (seed, e, w).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy
+import pyarrow
+
+from ftlab.data.assignment import Splits
+from ftlab.data.building import repeats
+from ftlab.data.cache import key_of
 from ftlab.data.collators import Batch, PadCollator, Row
-from ftlab.data.leaks import LeakIndex
-from ftlab.data.preparation import Stages
+from ftlab.data.corpus import Corpus
+from ftlab.data.duplicates import DuplicateIndex
+from ftlab.data.encoder import Encoder
+from ftlab.data.layout import Batching, Choice
+from ftlab.data.leaks import Fingerprints, LeakIndex
+from ftlab.data.mixing import Mixing, interleave
+from ftlab.data.preparation import Part, Task, parts
+from ftlab.data.records import Split
 from ftlab.data.samplers import shuffled_window
+from ftlab.data.sources import SplitSource
+from ftlab.data.store import Prepared, row_at
 from ftlab.errors import UserError
 
+WINDOW = 10_000
+"""Rows that a stream shuffles together, where nothing else is asked for."""
+_JUDGING: tuple[Split, ...] = ("validation", "test")
+_DROPPED = "dropped "
+_CHUNK = 1000  # evaluation records that are made comparable at a time
 
-class StreamLoader:
-    """Endless batches, epoch after epoch, cut off after `batches`; its state resumes in mid-epoch.
 
-    The last batch of an epoch is short, as in memory. Resuming reads the epoch again up to where it stood.
+class Stream:
+    """The training rows of a corpus, prepared anew in every pass, and its evaluation splits, prepared once.
+
+    Memory is taken for a chunk of each source, and for what tells duplicates apart (see DuplicateIndex).
 
     Args:
-        rows: Gives the rows of an epoch in the order of the sources.
+        corpus: The sources and what is done to their records.
+        encoder: Fits the network.
+        mixing: In what proportion rows are taken from several sources.
+        seed: Seed of the draws.
+
+    Raises:
+        UserError: Something is asked for that only all records at once can tell.
+    """
+
+    def __init__(self, corpus: Corpus, encoder: Encoder, mixing: Mixing, seed: int) -> None:
+        self._corpus = corpus
+        self._encoder = encoder
+        self._mixing = mixing
+        self._seed = seed
+        # nothing is carved out: what a file gives for training trains
+        self._stages = replace(corpus.stages(encoder), splits=Splits(0, 0))
+        self._counts: Counter[str] = Counter()
+        self._refuse()
+
+    @cached_property
+    def evaluation(self) -> Prepared:
+        """Validation and test, from the cache or prepared now."""
+        return self._corpus.of(_JUDGING).prepared(self._encoder)
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of what decides the rows, as `Corpus.key`, but of files' names and sizes alone: their contents would
+        have to be read first."""
+        mixed = [asdict(self._mixing), [(source.weight, source.epochs) for source in self._corpus.sources]]
+        return key_of([self._corpus.key(self._encoder, _outline), mixed])
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was read in the pass that has come furthest, and what became of it."""
+        dropped = {rule.removeprefix(_DROPPED): n for rule, n in self._counts.items() if rule.startswith(_DROPPED)}
+        counts = {f"train_{name}": n for name, n in self._counts.items() if not name.startswith(_DROPPED)}
+        return {"streaming": True, **counts, "train_dropped": dropped}
+
+    def rows(self) -> Iterator[Row]:
+        """One pass over the sources.
+
+        Raises:
+            UserError: As a preparation raises, when the record's turn comes; a training record that is also found in
+                evaluation; no row is left.
+        """
+        counts: Counter[str] = Counter(read=0, rows=0)
+        duplicates, leaks = DuplicateIndex(self._stages.duplicates), self._leak_index()
+        sources = [
+            partial(self._source, origin, duplicates, leaks, counts) for origin in range(len(self._corpus.files))
+        ]
+        yield from interleave(sources, self._corpus.sources, self._mixing, self._seed)
+        if not counts["rows"]:
+            left_out = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+            raise UserError(
+                f"data.path: {self._corpus.name} has no row to train on ({left_out}); see data.clean, data.duplicates, "
+                "data.leaks and data.overflow"
+            )
+
+    def _source(
+        self, origin: int, duplicates: DuplicateIndex, leaks: LeakIndex | None, counts: Counter[str]
+    ) -> Iterator[Row]:
+        files = self._corpus.files[origin].splits.get("train")
+        chunks = files.chunks() if files else ()
+        made = parts(self._stages, (Task(chunk, origin, "train") for chunk in chunks), self._corpus.workers or 1)
+        with closing(made):
+            for part in made:
+                rules = Counter(dropped["rule"].split(":")[0] for dropped in part.dropped)
+                keep = self._new(part, duplicates, rules)
+                if leaks is not None:
+                    keep = _without_leaks(part, keep, leaks, self._stages.leaks.action == "drop", rules)
+                mask = keep[part.row_records] if len(part.row_records) else numpy.zeros(0, dtype=bool)
+                rows = part.rows.filter(pyarrow.array(mask))  # a copy: a row that is held holds no whole chunk
+                counts.update(
+                    read=part.read,
+                    rows=rows.num_rows,
+                    tokens=int(part.lengths[mask].sum()),
+                    target_tokens=int(part.targets[mask].sum()),
+                    truncated=part.truncated,
+                    **{f"{_DROPPED}{rule}": count for rule, count in rules.items()},
+                )
+                if counts["read"] > self._counts["read"]:
+                    self._counts = counts.copy()
+                for place in range(rows.num_rows):
+                    yield row_at(rows, place)
+
+    def _new(self, part: Part, duplicates: DuplicateIndex, rules: Counter[str]) -> numpy.ndarray:
+        """Which records repeat none before; in a source that comes again a record does not repeat itself."""
+        keep = numpy.ones(len(part.keys), dtype=bool)
+        names = [f"{part.task.origin}/{source}" for source in part.sources]  # two sources may call records the same
+        for place, (rule, first) in repeats(duplicates, part.signatures, names).items():
+            if first != names[place]:
+                keep[place] = False
+                rules[rule] += 1
+        return keep
+
+    def _leak_index(self) -> LeakIndex | None:
+        if not self._stages.compare:
+            return None
+        index = LeakIndex(self._stages.leaks)
+        for split, fingerprints, sources in self._judging:
+            index.add_evaluation(split, fingerprints, sources)
+        return index
+
+    @cached_property
+    def _judging(self) -> list[tuple[str, Fingerprints, list[str]]]:
+        judging: list[tuple[str, Fingerprints, list[str]]] = [
+            ("benchmark", fingerprints, sources) for fingerprints, sources in self._corpus.benchmarks()
+        ]
+        for split in _JUDGING:
+            records = (record for _, record in self.evaluation.records(split))
+            while chunk := list(islice(records, _CHUNK)):
+                sources = [record.source for record in chunk]
+                judging.append((split, self._stages.leaks.fingerprints(chunk), sources))
+        return judging
+
+    def _refuse(self) -> None:
+        corpus, duplicates = self._corpus, self._corpus.duplicates
+        for files in corpus.files:
+            given = set(files.splits)
+            if corpus.splits.available(files.pooled, given) > given:
+                raise UserError(
+                    f"data.streaming: {corpus.name} has no file for validation or test, and of a stream none can be "
+                    "carved out; give files of their own, or set data.splits.validation and data.splits.test to 0"
+                )
+        if corpus.format.stratify_by is not None:
+            raise UserError("data.stratify_by: nothing is carved out of a stream, so nothing is spread; leave it out")
+        if self._stages.compare and self._stages.leaks.ngram is not None:
+            raise UserError(
+                "data.leaks.ngram: which n-grams are too common to count only all of training tells, which a stream "
+                "does not know; set it to null, or data.leaks.action to ignore"
+            )
+        if len(corpus.sources) == 1:
+            return
+        interleave([list] * len(corpus.sources), corpus.sources, self._mixing, 0)  # which refuses what needs sizes
+        if self._mixing.how != "concatenate" and (duplicates.exact or duplicates.near is not None):
+            raise UserError(
+                "data.duplicates: where streams are drawn from, which of several equal records is the first depends on "
+                "the draws; set exact to false and near to null, or data.mixing.how to concatenate"
+            )
+
+
+class StreamLoader(Iterator[Batch]):
+    """Batches of a stream, epoch after epoch, up to `batches` of them; its state resumes in mid-epoch.
+
+    The last batch of an epoch is short, as in memory; gradients are accumulated across it. A resume reads the epoch
+    again up to where it stood, and refuses to go on if other rows come.
+
+    Args:
+        stream: Where the rows come from.
         window: Rows that are held and shuffled together.
         batch_size: Rows of one rank's batch.
         collate: Rows to a batch.
@@ -34,16 +210,16 @@ class StreamLoader:
 
     def __init__(
         self,
-        rows: Callable[[], Iterator[Row]],
+        stream: Stream,
         window: int,
         batch_size: int,
         collate: PadCollator,
         seed: int,
-        rank: int,
-        world_size: int,
-        batches: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batches: int = 0,
     ) -> None:
-        self._rows = rows
+        self._stream = stream
         self._window = window
         self._batch_size = batch_size
         self._collate = collate
@@ -53,80 +229,153 @@ class StreamLoader:
         self._batches = batches
         self._consumed = 0
         self._epoch = 0
-        self._of_epoch = 0  # batches consumed of the epoch under way
+        self._of_epoch = 0  # global batches consumed of the epoch under way
+        self._digest = ""  # of their rows
+        self._iterator: Iterator[Batch] | None = None  # set to None by Lightning at the end, whatever has happened
 
     def __len__(self) -> int:
         return self._batches
 
-    def __iter__(self) -> Iterator[Batch]:
-        while self._consumed < self._batches:
-            skip = self._of_epoch
-            for number, rows in enumerate(self._global_batches(self._epoch)):
-                if number < skip:
-                    continue
-                self._of_epoch = number + 1
-                self._consumed += 1
-                yield self._collate(rows[self._rank :: self._world_size])
-                if self._consumed >= self._batches:
-                    return
-            if not self._of_epoch:
-                raise UserError("data.streaming: the sources hold no rows to train on")
-            self._epoch, self._of_epoch = self._epoch + 1, 0
+    def __iter__(self) -> StreamLoader:
+        return self
 
-    def _global_batches(self, epoch: int) -> Iterator[list[Row]]:
-        size = self._batch_size * self._world_size
-        batch: list[Row] = []
-        for row in self._shuffled(epoch):
-            batch.append(row)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if len(batch) >= self._world_size:  # as in memory: fewer rows than ranks are left out
-            yield batch
+    def __next__(self) -> Batch:
+        if self._consumed >= self._batches:
+            self._iterator = None  # neither the window nor processes are needed any more
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = self._from_here()
+        return next(self._iterator)
 
-    def _shuffled(self, epoch: int) -> Iterator[Row]:
-        window: list[Row] = []
-        number = 0
-        for row in self._rows():
-            window.append(row)
-            if len(window) == self._window:
-                yield from (window[place] for place in shuffled_window(len(window), self._seed, epoch, number))
-                window, number = [], number + 1
-        yield from (window[place] for place in shuffled_window(len(window), self._seed, epoch, number))
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """This rank's batches of one epoch, whatever the state."""
+        for rows in self._global_batches(number):
+            yield self._collate(rows[self._rank :: self._world_size])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, and what its order depends on."""
-        return {"epoch": self._epoch, "of_epoch": self._of_epoch, "consumed": self._consumed, **self._identity()}
+        """Where the stream stands, and what its order depends on; the same on every rank."""
+        place = {"epoch": self._epoch, "batches": self._of_epoch, "consumed": self._consumed, "rows": self._digest}
+        return place | self.identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken.
 
         Raises:
-            UserError: The seed, the window or the global batch were others then.
+            UserError: The data, the seed, the window or the global batch were others then.
         """
-        for name, value in self._identity().items():
+        for name, value in self.identity().items():
             if state.get(name) != value:
-                raise UserError(
-                    f"the run to resume had {name.replace('_', ' ')} {state.get(name)} and this one has {value}, "
-                    "so it would train other batches; resume with the same seed, window, batch and devices"
-                )
-        self._epoch, self._of_epoch, self._consumed = state["epoch"], state["of_epoch"], state["consumed"]
+                raise _other(name.replace("_", " "), state.get(name), value)
+        self._epoch, self._of_epoch = state["epoch"], state["batches"]
+        self._consumed, self._digest = state["consumed"], state["rows"]
+        self._iterator = None
 
-    def _identity(self) -> dict[str, int]:
+    def identity(self) -> dict[str, int | str]:
+        """All that the global batches depend on, beside the epoch."""
         return {
-            "seed": self._seed,
-            "window": self._window,
+            "batching": "stream",
             "global_batch_size": self._batch_size * self._world_size,
+            "seed": self._seed,
+            "data": self._stream.key,
+            "window": self._window,
         }
 
+    def _from_here(self) -> Iterator[Batch]:
+        while True:
+            digest, skipped, expected = blake2b(digest_size=16), self._of_epoch, self._digest
+            number = 0
+            for number, rows in enumerate(self._global_batches(self._epoch), start=1):
+                for row in rows:
+                    digest.update(numpy.asarray(row.input_ids).tobytes())
+                    digest.update(numpy.asarray(row.spans).tobytes())
+                if number == skipped and digest.hexdigest() != expected:
+                    raise _other("rows", expected, digest.hexdigest())
+                if number > skipped:
+                    self._of_epoch, self._digest = number, digest.hexdigest()
+                    self._consumed += 1
+                    yield self._collate(rows[self._rank :: self._world_size])
+            if number < skipped:
+                raise _other("batches in an epoch", f"at least {skipped}", number)
+            if not number:
+                raise UserError(
+                    f"data.path: an epoch has fewer rows than there are devices ({self._world_size}); use fewer"
+                )
+            self._epoch, self._of_epoch, self._digest = self._epoch + 1, 0, ""
 
-def streamed(stages: Stages, origin: int, index: LeakIndex | None, workers: int) -> Iterator[Row]:
-    """The training rows of one source, as a preparation would keep them.
+    def _global_batches(self, epoch: int) -> Iterator[list[Row]]:
+        size = self._batch_size * self._world_size
+        rows = self._shuffled(epoch)
+        # as in memory: the last batch is short, and left out where not every rank would get a row
+        while len(batch := list(islice(rows, size))) >= self._world_size:
+            yield batch
 
-    Args:
-        stages: What each chunk goes through.
-        origin: Number of the source.
-        index: Evaluation records that training must not repeat; None compares nothing.
-        workers: Processes that prepare.
+    def _shuffled(self, epoch: int) -> Iterator[Row]:
+        rows = self._stream.rows()
+        number = 0
+        while window := list(islice(rows, self._window)):
+            yield from (window[place] for place in shuffled_window(len(window), self._seed, epoch, number))
+            number += 1
+
+
+def streamed_steps(trainer: pl.Trainer | None) -> int:
+    """Optimiser steps of a training from a stream.
+
+    Raises:
+        UserError: Nothing but the number of epochs says when training ends.
     """
-    yield from ()
+    if trainer is None or trainer.max_steps == -1:
+        raise UserError("data.streaming: how many steps an epoch has nobody knows; give trainer.max_steps")
+    if trainer.max_epochs not in (None, -1) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise UserError(
+            "data.streaming: epochs of a stream are not counted, it begins again until trainer.max_steps are done; "
+            "leave trainer.max_epochs out"
+        )
+    return int(trainer.max_steps)
+
+
+def in_windows(batching: Batching, batch_tokens: int | None, window: int) -> Choice:
+    """The layout where rows are shuffled in windows.
+
+    Raises:
+        UserError: The layout asked for needs the lengths of a whole epoch.
+    """
+    if batching in ("bucket", "pack") or batch_tokens is not None:
+        asked = f"data.batching {batching}" if batching in ("bucket", "pack") else "data.batch_tokens"
+        raise UserError(
+            f"{asked}: batches are made by the lengths of a whole epoch, of which data.streaming and "
+            "data.shuffle_window hold only a part; set data.batching to pad and leave data.batch_tokens out, or leave "
+            "these two out"
+        )
+    return Choice("pad", f"rows are shuffled in windows of {window}, and padded as they come")
+
+
+def _without_leaks(part: Part, keep: numpy.ndarray, index: LeakIndex, drop: bool, rules: Counter[str]) -> numpy.ndarray:
+    """Leaves out the kept records that are found in evaluation, or refuses.
+
+    Raises:
+        UserError: More has leaked than is allowed, and training records are not to be dropped.
+    """
+    assert part.fingerprints is not None
+    places = numpy.flatnonzero(keep)
+    met = index.match_training(part.fingerprints.select(keep), [part.sources[place] for place in places])
+    if len(met) and (refusal := index.report().refusal()):
+        raise refusal
+    if not drop or not len(met):
+        return keep
+    rules["leak"] += len(met)
+    kept = keep.copy()
+    kept[places[met]] = False
+    return kept
+
+
+def _outline(source: SplitSource) -> str:
+    """What can be said of a split's records without reading them."""
+    files = [(file.relative_to(source.root).as_posix(), file.stat().st_size) for file in source.files]
+    return repr((files, source.dataset._fingerprint if source.dataset is not None else None))
+
+
+def _other(name: str, theirs: Any, ours: Any) -> UserError:
+    return UserError(
+        f"the run to resume had {name} {theirs} and this one has {ours}, so it would train other batches; resume with "
+        "the same data, seed, window, batch and devices"
+    )

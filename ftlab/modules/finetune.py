@@ -18,6 +18,7 @@ from ftlab.data import FinetuneData
 from ftlab.data.examples import IGNORED
 from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
+from ftlab.data.streaming import streamed_steps
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
@@ -155,6 +156,8 @@ class FinetuneModule(pl.LightningModule):
 
         From the data's lengths: Lightning's own estimate would build the training loader, which starts its epoch anew.
         """
+        if self.data.streaming:
+            return streamed_steps(self.trainer)
         per_epoch = self.data.train_batches_per_epoch(self._data_parallel_size)
         limit = self.trainer.limit_train_batches
         per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
