@@ -43,6 +43,7 @@ _NO_ROWS = {
     "progress",
     "samplers",
     "streaming",
+    "training",
 }
 _PACKAGES = ("datasketch", "jinja2", "tokenizers", "transformers")
 

@@ -299,9 +299,9 @@ class Encoder:
             source, length = too_long[0]
             others = "truncate or drop" if overflow == "split" else "truncate, drop or (running text) split"
             raise UserError(
-                f"{source} takes {length} tokens where data.max_length allows {limit}, and {len(too_long)} of "
-                f"{sum(map(len, found))} are too long; shorten them, raise data.max_length as far as the network's "
-                f"context goes, or set data.overflow to {others}"
+                f"{source} takes {length} tokens where data.max_length allows {limit}, and {len(too_long)} of the "
+                f"{sum(map(len, found))} rows read with it are too long; shorten them, raise data.max_length as far as "
+                f"the network's context goes, or set data.overflow to {others}"
             )
 
     def _fit(self, record: Record, drafts: Sequence[_Draft]) -> Encoded:

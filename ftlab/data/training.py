@@ -205,7 +205,9 @@ class StreamTraining:
         Raises:
             UserError: Always.
         """
-        raise UserError("data.streaming: how many batches an epoch has nobody knows; give trainer.max_steps, or set it to false")
+        raise UserError(
+            "data.streaming: how many batches an epoch has nobody knows; give trainer.max_steps, or set it to false"
+        )
 
     @property
     def _window(self) -> int:

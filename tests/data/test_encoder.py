@@ -185,7 +185,7 @@ class TestOverflow:
 
     def test_refuse_names_the_first_and_counts(self, plain_tokenizer: PreTrainedTokenizerFast) -> None:
         encoder = Encoder(plain_tokenizer, Encoding(max_length=11))
-        with pytest.raises(UserError, match=r"a\.jsonl:2 takes 12 tokens .* allows 11, and 2 of 3 are too long"):
+        with pytest.raises(UserError, match=r"a\.jsonl:2 takes 12 tokens .* allows 11, and 2 of the 3 rows read with it are too long"):
             encoder.encode_all(self.PAIRS)
         assert all(e.examples for e in Encoder(plain_tokenizer, Encoding(max_length=13)).encode_all(self.PAIRS))
 
@@ -216,7 +216,7 @@ class TestOverflow:
 
     def test_only_running_text_is_split(self, plain_tokenizer: PreTrainedTokenizerFast) -> None:
         encoder = Encoder(plain_tokenizer, Encoding(max_length=11, overflow="split"))
-        with pytest.raises(UserError, match=r"2 of 3 are too long.* to truncate or drop"):
+        with pytest.raises(UserError, match=r"2 of the 3 rows read with it are too long.* to truncate or drop"):
             encoder.encode_all(self.PAIRS)
 
     def test_prompts_to_generate_from_are_cut_likewise(self, plain_tokenizer: PreTrainedTokenizerFast) -> None:
