@@ -264,12 +264,11 @@ def questions(rng: Random, errand: Errand) -> list[tuple[str, str]]:
 
 
 def later_questions(rng: Random, errand: Errand) -> list[tuple[str, str]]:
-    """More of the questions on each errand; place, hour and verb again: networks learn to look them up last."""
-    e = errand
-    places = [(question, f"{e.where.capitalize()}.") for question in ("And the place?", "Tell me the place.")]
-    hours = [(question, f"In the {e.hour}.") for question in (f"At what time on {e.day}?", "At what time of the day?")]
-    verbs = [("To do what?", f"To {e.verb}."), (f"What is done with the {e.things}?", f"To {e.verb} them.")]
-    asked = questions(rng, e)[:8] + places + hours + verbs
+    """More of the questions on each errand, and place and number again: networks learn to look them up last."""
+    where, number = f"{errand.where.capitalize()}.", f"There are {errand.number}."
+    again = [(question, where) for question in rng.sample(["And the place?", "Tell me the place.", "Where is it?"], 2)]
+    again += [(f"How many {errand.things} are there?", number), (f"How many {errand.look} {errand.things}?", number)]
+    asked = questions(rng, errand)[:8] + again
     rng.shuffle(asked)
     return asked
 

@@ -30,6 +30,7 @@ from ftlab.data.progress import watched
 from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
 from ftlab.data.sources import OpenedSource, SplitSource, cache_dir, open_source
 from ftlab.data.store import Prepared
+from ftlab.errors import UserError
 
 # files of this package that decide no prepared row; a change in any other makes rows anew
 _NO_ROWS = {
@@ -189,9 +190,17 @@ class Corpus:
             builder.finish(self.benchmarks())
 
     def benchmarks(self) -> Iterator[tuple[Any, list[str]]]:
-        """What training must not overlap with: every record of the files of `leaks.against`."""
+        """What training must not overlap with: every record of the files of `leaks.against`.
+
+        They are read as the data are; where they have not the columns for it, by their own.
+        """
         for path in self.leaks.against:
-            opened = self._open(Source(path), self._find(Source(path)), answers=False)
+            files = self._find(Source(path))
+            try:
+                opened = self._open(Source(path), files, answers=False)
+            except UserError:
+                first = next(iter(files.splits.values())).first()
+                opened = Opened(files, recognise(Format(), self.cleaning.columns(first), answers=False))
             for task in tasks([opened]):
                 records = [self._asked(opened, raw) for raw in task.chunk.records()]
                 kept = [record for record in records if record is not None]

@@ -49,10 +49,10 @@ def place(workplace: Path, network: Network) -> Path:
         ("--data.path broken", ["train.jsonl:2 is broken JSON", "broken/train.jsonl"]),
         ("--data.path latin", ["train.jsonl:1 is not UTF-8"]),
         ("--data.path numbers", ["train.jsonl:1 is a number"]),
-        ("--data.path columns", ["question and solution", "data.prompt"]),
+        ("--data.path columns", ["question, solution", "data.prompt"]),
         (
             "--data.path columns --data.prompt {ask} --data.response {solution}",
-            ["no column ask", "question and solution"],
+            ["no column ask", "question, solution"],
         ),
         ("--data.prompt {prompt}", ["data.response is missing"]),
         (

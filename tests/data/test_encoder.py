@@ -185,7 +185,8 @@ class TestOverflow:
 
     def test_refuse_names_the_first_and_counts(self, plain_tokenizer: PreTrainedTokenizerFast) -> None:
         encoder = Encoder(plain_tokenizer, Encoding(max_length=11))
-        with pytest.raises(UserError, match=r"a\.jsonl:2 takes 12 tokens .* allows 11, and 2 of the 3 rows read with it are too long"):
+        too_long = r"a\.jsonl:2 takes 12 tokens .* allows 11, and 2 of the 3 rows read with it are too long"
+        with pytest.raises(UserError, match=too_long):
             encoder.encode_all(self.PAIRS)
         assert all(e.examples for e in Encoder(plain_tokenizer, Encoding(max_length=13)).encode_all(self.PAIRS))
 

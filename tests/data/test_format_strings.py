@@ -49,7 +49,7 @@ def test_filling_is_what_str_format_does(pieces: list, columns: dict) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{mr!r}", r"data\.format\.prompt: .* plain \{column\} fields only"),
+        ("{mr!r}", r"data\.prompt: .* plain \{column\} fields only"),
         ("{mr:>9}", r"plain \{column\} fields only"),
         ("{}", r"plain \{column\} fields only"),
         ("{mr", r"is no format string .*literal braces as \{\{"),
@@ -92,7 +92,7 @@ def test_what_cannot_be_filled_is_malformed(columns: dict, text: str, sentence: 
 
 
 def test_two_lists_in_a_response_are_malformed() -> None:
-    with pytest.raises(Malformed, match=r"a:1: columns mr and ref both hold lists; data\.format\.response"):
+    with pytest.raises(Malformed, match=r"a:1: columns mr and ref both hold lists; data\.response"):
         parse_format_string("{mr}{ref}", "data.response").fill_each({"mr": ["a"], "ref": ["b"]}, "a:1")
 
 

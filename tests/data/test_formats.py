@@ -140,7 +140,7 @@ def test_the_system_column_stands_before_the_option() -> None:
 @pytest.mark.parametrize(
     ("columns", "options", "sentence"),
     [
-        ({"mr": "a", "ref": "b"}, {}, r"dev\.jsonl:17: no format is known for the columns mr, ref; give data\.format"),
+        ({"mr": "a", "ref": "b"}, {}, r"dev\.jsonl:17: no format is known for the columns mr, ref; give data\.prompt"),
         ({"prompt": "q"}, {}, r"no format is known for the columns prompt;"),
         ({"prompt": "q", "completion": "b", "response": "c"}, {}, r"dev\.jsonl:17 has both completion and response"),
         ({"prompt": "q", "completion": "b", "response": "c"}, {"kind": "pairs"}, r"has both completion and response"),
@@ -162,26 +162,26 @@ def test_the_system_column_stands_before_the_option() -> None:
         ({"prompt": "a"}, {"kind": "preference"}, r"has no column chosen and no column rejected, which"),
         ({"text": "a"}, {"group_by": "g", "stratify_by": "text"}, r"has no column g, which .* its columns are text"),
         ({"a": "b"}, {"prompt": "{x}", "response": "{y}"}, r"dev\.jsonl:17 has no column x and no column y, which"),
-        ({"a": "b"}, {"prompt": "{a}"}, r"data\.format\.response is missing: give both"),
-        ({"a": "b"}, {"response": "{a}"}, r"data\.format\.prompt is missing: give both"),
-        ({"a": "b"}, {"prompt": "{a}", "response": "b"}, r"data\.format\.response: 'b' names no column"),
+        ({"a": "b"}, {"prompt": "{a}"}, r"data\.response is missing: give both"),
+        ({"a": "b"}, {"response": "{a}"}, r"data\.prompt is missing: give both"),
+        ({"a": "b"}, {"prompt": "{a}", "response": "b"}, r"data\.response: 'b' names no column"),
         (
             {"a": "b"},
             {"prompt": "{a}", "response": "{a}", "kind": "text"},
-            r"data\.format\.prompt has no place in .* text",
+            r"data\.prompt has no place in .* text",
         ),
         ({"a": "b"}, {"prompt": "{a}", "response": "{a}", "kind": "tokens"}, r"make pairs, not tokens; take them out"),
-        ({"text": "a"}, {"kind": "text", "system": "s"}, r"data\.format\.system has no place in format text"),
-        ({"text": "a"}, {"system": "s"}, r"data\.format\.system has no place in format text"),
-        ({"text": "a"}, {"function": "f"}, r"data\.format\.function: 'f' is no dotted path"),
+        ({"text": "a"}, {"kind": "text", "system": "s"}, r"data\.system has no place in format text"),
+        ({"text": "a"}, {"system": "s"}, r"data\.system has no place in format text"),
+        ({"text": "a"}, {"function": "f"}, r"data\.function: 'f' is no dotted path"),
         ({"text": "a"}, {"function": "no_such.f"}, r"no_such\.f cannot be imported \(ModuleNotFoundError: .*no_such"),
         ({"text": "a"}, {"function": "json.no_such"}, r"json\.no_such cannot be imported \(AttributeError: "),
         ({"text": "a"}, {"function": "sys.path"}, r"sys\.path is a list, not a function"),
-        ({"text": "a"}, {"function": "json.dumps"}, r"17: data\.format\.function json\.dumps returned text; it must"),
+        ({"text": "a"}, {"function": "json.dumps"}, r"17: data\.function json\.dumps returned text; it must"),
         (
             {"text": "a"},
             {"function": "math.sqrt"},
-            r"17: data\.format\.function math\.sqrt failed with TypeError: must be",
+            r"17: data\.function math\.sqrt failed with TypeError: must be",
         ),
     ],
 )
@@ -199,7 +199,7 @@ def test_what_the_first_record_does_not_allow_is_refused(columns: dict, options:
         ({"prompt": float("nan"), "completion": "a"}, r"column prompt is NaN, not text"),
         (
             {"prompt": ["One.", "Two."], "completion": "a"},
-            r"column prompt is a list without messages; give data\.format",
+            r"column prompt is a list without messages; give data\.prompt",
         ),
         ({"prompt": [], "completion": "a"}, r"column prompt is an empty list"),
         ({"prompt": "q", "completion": None}, r"column completion is null"),
@@ -288,7 +288,7 @@ def test_a_users_function_makes_the_columns(tmp_path: Path, monkeypatch: pytest.
         assert convert.convert(english) == Record((Q,), (A,), "a:1", group="7")
         assert convert.convert(other) is None
     assert english.columns == {"q": "q", "lang": "en", "doc": 7}
-    with pytest.raises(UserError, match=r"a:3: data\.format\.function my_columns\.ask failed with KeyError: 'lang'"):
+    with pytest.raises(UserError, match=r"a:3: data\.function my_columns\.ask failed with KeyError: 'lang'"):
         convert.convert(RawRecord({}, "a:3"))
 
 

@@ -206,6 +206,13 @@ class TestLeaks:
         assert len(data.rows("train")) == 5
         assert data.prepared.report["leaks"]["counts"]["record"] == 1
 
+    def test_a_benchmark_with_columns_of_its_own(self, make: Make, write: Write) -> None:
+        train = write("train.jsonl", [{"ask": f"What is {n}?", "say": f"{n}"} for n in range(9)])
+        bench = write("bench.jsonl", [{"instruction": "What is 3?", "output": "three"}])
+        options = {"path": train, "prompt": "{ask}", "response": "{say}", "splits": Splits(validation=0, test=0)}
+        data = make(**options, leaks=Leaks("drop", against=(bench,)))
+        assert data.prepared.report["dropped"] == {"leak": 1}
+
     def test_training_alone_against_a_benchmark(self, make: Make, write: Write, tmp_path: Path) -> None:
         (tmp_path / "set" / "test.jsonl").unlink()
         path = write("bench.jsonl", [{"prompt": "a4"}, {"prompt": "other"}])

@@ -18,7 +18,14 @@ from ftlab.networks import Network
 Make = Callable[..., Any]
 
 
-@pytest.mark.parametrize("method", [Full, lambda: LoRA(r=2, init="gaussian"), lambda: QLoRA(r=2, init="gaussian", compute_dtype="float32")])
+METHODS = {
+    "full": Full,
+    "lora": lambda: LoRA(r=2, init="gaussian"),
+    "qlora": lambda: QLoRA(r=2, init="gaussian", compute_dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("layout", ["bucket", "pack"])
 def test_a_step_over_all_rows_is_the_padded_one(
     layout: str, method: Make, make_module: Make, make_data: Make, make_trainer: Make
