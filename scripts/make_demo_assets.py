@@ -5,8 +5,8 @@
     python scripts/make_demo_assets.py --only network --tokens 2e6 --out trial
 
 Corpus and task come from `small_world.py`; the corpus is generated while it is read and never stored. The weights are
-not the same to the bit: how far `--minutes` goes and the order of sums depend on the machine. Those that ship were made
-in the sittings that `ftlab/assets/README.md` tells of, of which this script is the plan.
+not the same to the bit: how far `--minutes` goes and the order of sums depend on the machine. Those that ship are one run
+of it at its defaults (`ftlab/assets/README.md`).
 """
 
 import argparse
@@ -244,8 +244,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS, help="directory to write network/ and data/ into")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=["data", "tokenizer", "network"], help="the one part to make")
-    parser.add_argument("--tokens", type=float, default=24e6, help="tokens to pretrain on")
-    parser.add_argument("--minutes", type=float, default=45, help="time to pretrain for, where it ends sooner")
+    parser.add_argument("--tokens", type=float, default=40e6, help="tokens to pretrain on")
+    parser.add_argument("--minutes", type=float, default=50, help="time to pretrain for, where it ends sooner")
     args = parser.parse_args()
 
     if args.only in (None, "data"):

@@ -263,6 +263,7 @@ class TestWorkers:
             f"import os\n\ndef kill(columns):\n    if columns['prompt'] == 'p7' and os.getpid() != {os.getpid()}:\n"
             "        os.kill(os.getpid(), 9)\n    return columns\n"
         )
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "killing", raising=False)
         write("set/train.jsonl", [{"prompt": f"p{n}", "completion": "x"} for n in range(2500)])
