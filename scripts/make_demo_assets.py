@@ -5,8 +5,8 @@
     python scripts/make_demo_assets.py --only network --tokens 2e6 --out trial
 
 Corpus and task come from `small_world.py`; the corpus is generated while it is read and never stored. The weights are
-not the same to the bit: how far `--minutes` goes and the order of sums depend on the machine. Those that ship are one run
-of it at its defaults (`ftlab/assets/README.md`).
+not the same to the bit: how far `--minutes` goes and the order of sums depend on the machine. Those that ship are one
+run of it at its defaults (`ftlab/assets/README.md`).
 """
 
 import argparse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,21 +55,39 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _write(data: FinetuneData, card: dict[str, Any], out: Path) -> list[str]:
-    """Writes the card, the histogram and the lists of records; returns the files' names."""
+    """Writes the card, the histogram and the lists of records, all or none of them; returns the files' names.
+
+    Raises:
+        UserError: `out` cannot be written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name in _FILES:
+            if (out / name).is_dir():
+                raise IsADirectoryError(None, f"{name} is a directory")
+        # in `out`, which alone may be writable, or a file system of its own
+        with tempfile.TemporaryDirectory(prefix=".", dir=out, ignore_cleanup_errors=True) as partial:
+            written = _write_files(data, card, Path(partial))
+            for name in _FILES:
+                if name in written:
+                    (Path(partial) / name).replace(out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)  # of an earlier preparation
     except OSError as error:
-        raise UserError(f"out: {out} cannot be made a directory ({error.strerror}); name another") from error
-    for name in _FILES:
-        (out / name).unlink(missing_ok=True)
-    (out / "data_card.md").write_text(markdown(card), encoding="utf-8")
-    (out / "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        reason = error.strerror or error
+        raise UserError(f"out: {out} cannot be written to ({reason}); mend that, or name another directory") from error
+    return written
+
+
+def _write_files(data: FinetuneData, card: dict[str, Any], directory: Path) -> list[str]:
+    (directory / "data_card.md").write_text(markdown(card), encoding="utf-8")
+    (directory / "data_card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if card["splits"]:
-        histogram(data, out / "lengths.png")
+        histogram(data, directory / "lengths.png")
     for name in ("dropped.jsonl", "leaks.jsonl"):
         if (data.prepared.directory / name).is_file():
-            shutil.copy(data.prepared.directory / name, out / name)
-    return [name for name in _FILES if (out / name).is_file()]
+            shutil.copy(data.prepared.directory / name, directory / name)
+    return [name for name in _FILES if (directory / name).is_file()]
 
 
 def _parser(verb: str) -> ArgumentParser:

@@ -58,13 +58,13 @@ class Builder:
         self._dropped = self._files.enter_context(_created(directory / "dropped.jsonl"))
         self._compared: IO[bytes] = self._files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115
         self._record_count = 0
-        self._by_record: dict[str, list[numpy.ndarray]] = {"keys": [], "strata": [], "origins": [], "splits": []}
+        names = ("keys", "strata", "origins", "splits", "mended", "truncated")
+        self._by_record: dict[str, list[numpy.ndarray]] = {name: [] for name in names}
         self._by_row: dict[str, list[numpy.ndarray]] = {"lengths": [], "targets": [], "records": []}
         self._strata: dict[str | None, int] = {}
         self._read: dict[str, dict[str, Any]] = {}
         self._rules: Counter[str] = Counter()
-        self._mended = 0
-        self._truncated = 0
+        self._answers_dropped = 0
 
     def add(self, part: Part) -> None:
         """Writes what is new in a part."""
@@ -72,14 +72,13 @@ class Builder:
         source = self._stages.sources[origin]
         read = {"read": 0, "format": source.convert.describe(), "split": "pool" if source.files.pooled else split}
         self._read.setdefault(source.files.splits[split].name, read)["read"] += part.read
-        self._mended += part.changed
-        self._truncated += part.truncated
+        self._answers_dropped += part.answers_dropped
         for dropped in part.dropped:
             self._drop(dropped)
         keep = self._new(part)
         numbers = numpy.full(len(keep), ABSENT, dtype=numpy.int64)
         numbers[keep] = self._record_count + numpy.arange(int(keep.sum()))
-        rows = keep[part.row_records] if len(part.row_records) else numpy.zeros(0, dtype=bool)
+        rows = keep[part.row_records]
         self._writer.write_batch(part.rows.filter(pyarrow.array(rows)))
         strata = [self._strata.setdefault(stratum, len(self._strata)) for stratum in part.strata]
         records = {
@@ -87,6 +86,8 @@ class Builder:
             "strata": numpy.array(strata, dtype=numpy.int32),
             "origins": numpy.full(len(keep), origin, dtype=numpy.int16),
             "splits": numpy.full(len(keep), split_number(split), dtype=numpy.int8),
+            "mended": part.mended,
+            "truncated": part.truncated,
         }
         for name, array in records.items():
             self._by_record[name].append(array[keep])
@@ -131,7 +132,7 @@ class Builder:
             origins=records["origins"][rows["records"]],
         )
         self._writer.close()
-        self._report(int((splits != ABSENT).sum()), leaks)
+        self._report(records, splits, leaks)
 
     def close(self) -> None:
         """Closes the files."""
@@ -217,15 +218,17 @@ class Builder:
             if mask.any():
                 yield compared.select(mask)
 
-    def _report(self, kept: int, leaks: LeakReport | None) -> None:
+    def _report(self, records: dict[str, numpy.ndarray], splits: numpy.ndarray, leaks: LeakReport | None) -> None:
+        kept = splits != ABSENT
         report = {
             "sources": self._read,
             "read": sum(source["read"] for source in self._read.values()),
-            "mended": self._mended,
+            "mended": int(records["mended"][kept].sum()),
             "dropped": dict(self._rules),
-            "kept": kept,
+            "kept": int(kept.sum()),
             "leaks": None if leaks is None else {"evaluated": leaks.evaluated, "counts": leaks.counts},
-            "truncated": self._truncated,
+            "truncated": int(records["truncated"][kept].sum()),
+            "answers_dropped": self._answers_dropped,
             "fingerprint": _digest(self._directory / "rows.arrow", self._directory / "index.npz"),
         }
         with _created(self._directory / "report.json") as file:

@@ -157,6 +157,11 @@ def read_tool_calls(value: Any, where: str, source: str) -> list[dict[str, Any]]
         Malformed: It is no list of such objects, nor JSON of one.
     """
     calls = _json(value, where, source) if isinstance(value, str) else _plain(value, where, source)
+    return _calls(calls, where, source)
+
+
+def _calls(calls: Any, where: str, source: str) -> list[dict[str, Any]]:
+    """As `read_tool_calls`, of what is plain already."""
     read = []
     for place, call in enumerate(_list(calls, where, source)):
         call = dict(_function(call, f"{where}[{place}]", source))
@@ -185,7 +190,7 @@ def _sharegpt(item: dict[str, Any], where: str, source: str, fields: dict[str, A
         return SHAREGPT_ROLES[speaker], _content(item.get("value"), f"{where}.value", source)
     text = read_text(item.get("value"), f"{where}.value", source)
     calls = _json(text, f"{where}.value", source)
-    fields["tool_calls"] = read_tool_calls(calls if isinstance(calls, list) else [calls], f"{where}.value", source)
+    fields["tool_calls"] = _calls(calls if isinstance(calls, list) else [calls], f"{where}.value", source)
     return "assistant", ""
 
 

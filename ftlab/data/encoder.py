@@ -308,7 +308,7 @@ class Encoder:
         """Holds the examples of a record to `max_length`."""
         limit, overflow = self.max_length, self._options.overflow
         examples: list[Example] = []
-        dropped, truncated = None, 0
+        dropped, truncated, left_out = None, 0, 0
         for draft in drafts:
             example = draft.example
             if not example.learns:
@@ -316,17 +316,17 @@ class Encoder:
                     raise Malformed(
                         f"{record.source}: no token of the response would be learned; mend it or leave it out"
                     )
-                dropped = "no_target"
+                dropped, left_out = "no_target", left_out + 1
             elif limit is None or example.length <= limit:
                 examples.append(example)
             elif overflow == "drop":
-                dropped = "too_long"
+                dropped, left_out = "too_long", left_out + 1
             elif overflow == "split":
                 examples += (piece for piece in example.pieces(limit) if piece.learns)
             else:
                 examples.append(self._cut_example(record, draft, limit))
                 truncated += 1
-        return Encoded(tuple(examples), dropped, truncated)
+        return Encoded(tuple(examples), dropped, truncated, left_out if examples else 0)
 
     def _cut_example(self, record: Record, draft: _Draft, limit: int) -> Example:
         example, dialogue = draft.example, draft.dialogue

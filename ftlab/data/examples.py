@@ -84,11 +84,13 @@ class Encoded:
             chat template renders otherwise once the conversation has gone on.
         dropped: The rule by which an example was left out, too_long or no_target; None where all are here.
         truncated: How many examples were cut.
+        answers_dropped: How many answers (or learned turns) were left out where others are here.
     """
 
     examples: tuple[Example, ...]
     dropped: str | None = None
     truncated: int = 0
+    answers_dropped: int = 0
 
 
 def join(spans: Iterable[Span]) -> tuple[Span, ...]:

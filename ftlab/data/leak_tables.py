@@ -31,7 +31,8 @@ class KeyTable:
         places, found = _find(self._keys, training.values)
         records = training.owners()[found]
         numpy.minimum.at(self._first, places[found], number + records)
-        self._met.append(number + records)
+        if len(records):  # most chunks meet nothing, and there may be many of them
+            self._met.append(number + records)
         return records
 
     def first_met(self) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -89,7 +90,8 @@ class GramTable:
         earlier = numpy.arange(len(places)) - numpy.repeat(starts, sizes) + self._counts[places]
         self._counts[grams] += sizes
         rare = earlier < self._common
-        self._met.append((places[rare], number + records[rare]))
+        if rare.any():
+            self._met.append((places[rare], number + records[rare]))
         return records[rare]
 
     def pairs(self, total: int, overlap: float) -> Pairs:

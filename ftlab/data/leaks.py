@@ -30,7 +30,7 @@ from ftlab.data.text_hashes import Ragged, normalised, number, token_text, word_
 from ftlab.errors import UserError
 
 KINDS = ("record", "prompt", "normalised", "ngram")
-LISTED = 1000  # leaks that are listed one by one; all are counted
+LISTED = 1000  # leaks of one split and kind that are listed one by one; all are counted
 _SAYS_NOTHING = 10  # records of a split that must at least share a prompt for it to be taken for an instruction
 
 
@@ -151,7 +151,7 @@ class LeakReport:
         leaks: The options it was found with.
         evaluated: Evaluation records of each split.
         leaked: Of those, the leaked ones by kind.
-        listed: The first leaks, those of the surest kinds before others.
+        listed: The first LISTED leaks of each split and kind, those of the surest kinds before others.
         training_to_drop: Which of the training records, numbered in the order they were matched, are behind any leak.
     """
 
@@ -186,7 +186,9 @@ class LeakReport:
         kinds = ("ngram",) if option == "allowed_ngram" else KINDS[:-1]
         found = [leak for leak in self.listed if leak.split == split and leak.kind in kinds]
         examples = ", ".join(f"{leak.evaluation} in {leak.training} ({leak.kind})" for leak in found[:3])
-        listed = f"; all are listed in {path}" if path else ", and not all of training has been read"
+        cut = any(self.leaked[split][kind] > LISTED for kind in kinds)
+        which = f"the first {LISTED:,} of each kind" if cut else "all"
+        listed = f"; {which} are listed in {path}" if path else ", and not all of training has been read"
         return (
             f"{count} of the {total} {split} records are also found in training: {examples}{', …' * (count > 3)}"
             f"{listed}; set data.leaks.action to drop to leave the training records out, or "

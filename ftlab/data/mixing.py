@@ -72,7 +72,8 @@ class Mixing:
             2020, arXiv 1910.10683, section 3.5.2; mT5, Xue et al. 2021, arXiv 2010.11934, whose alpha is 1/T).
         temperature: T. 1 draws in proportion to size, a large T from all alike.
         stop: When a drawn pass ends: "first_exhausted" as soon as one source has no record left, so that none comes
-            twice; "all_exhausted" when every record of every source has come, with shorter sources begun again.
+            twice; "all_exhausted" when every record of every source has come, with shorter sources begun again. Every
+            pass draws the same records: with "first_exhausted" the tails of larger sources are never trained on.
     """
 
     how: Literal["concatenate", "probability", "temperature"] = "concatenate"

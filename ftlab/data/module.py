@@ -78,7 +78,8 @@ class FinetuneData(LightningDataModule):
             with `streaming` 10,000.
         workers: Processes that put batches together, beside the main one; by default some where there is a GPU. With
             `streaming` the main one does.
-        preparation_workers: Processes that prepare; by default one for small sets and streams, a core each for others.
+        preparation_workers: Processes that prepare; by default one for streams and sets under 32 MB, and for others one
+            on each core, up to 8.
         cache: Directory for prepared rows; by default $FTLAB_CACHE or the user's cache directory.
         seed: Chooses the order of training records, together with the epoch.
     """
@@ -260,13 +261,24 @@ class FinetuneData(LightningDataModule):
     @cached_property
     def prompts(self) -> list[Record]:
         """What `ftlab predict` answers, grouped by prompt: pooled files whole, else the test records (or validation's),
-        without limit. References may be missing."""
+        without limit. References may be missing.
+
+        Raises:
+            UserError: There is none.
+        """
         pooled = any(files.pooled for files in self.corpus.files)
         given = {split for files in self.corpus.files for split in files.splits}
         split = next((split for split in ("test", "validation") if split in given), None)
         if split is None and not pooled:
-            return [group.record for group in group_by_prompt(self.prepared.records("validation"))]
-        return self.corpus.prompts(split or "train")
+            found = [group.record for group in group_by_prompt(self.prepared.records("validation"))]
+        else:
+            found = self.corpus.prompts(split or "train")
+        if not found:
+            raise UserError(
+                f"data.path: {self.corpus.name} has no prompt to answer; give a file, or a test or validation split, "
+                "whose records ask something"
+            )
+        return found
 
     # ---------------------------------------------------------------- training
 

@@ -17,7 +17,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import numpy
 import pyarrow
@@ -62,7 +61,7 @@ class Part:
 
     task: Task
     read: int
-    changed: int
+    mended: numpy.ndarray  # whether a text was changed
     sources: list[str]
     previews: list[str]
     keys: numpy.ndarray
@@ -74,8 +73,9 @@ class Part:
     lengths: numpy.ndarray
     targets: numpy.ndarray
     row_records: numpy.ndarray  # place in this part of the record that a row belongs to
+    truncated: numpy.ndarray  # examples that were cut
     dropped: list[dict[str, str]] = field(default_factory=list)
-    truncated: int = 0
+    answers_dropped: int = 0  # of records that have others
 
 
 @dataclass(frozen=True)
@@ -99,23 +99,26 @@ class Stages:
         raws = task.chunk.records()
         dropped: list[dict[str, str]] = []
         records: list[Record] = []
-        changed = 0
+        mended: set[str] = set()
+        answers_dropped = 0
         convert = self.sources[task.origin].convert
         for raw in raws:
-            cleaned = self.cleaning.columns(raw)
-            changed += cleaned is not raw
-            record, rule = self._understood(convert, cleaned)
+            cleaned = self.cleaning.columns(raw) if self.cleaning.takes(raw) else None
+            record, rule, fewer = self._understood(convert, cleaned) if cleaned else (None, "where", 0)
+            answers_dropped += fewer
             if record is None:
                 text = json.dumps(raw.columns, default=str, ensure_ascii=False)
                 dropped.append(_dropped(rule, raw.source, text[:PREVIEW].encode(errors="replace").decode()))
             else:
                 records.append(record)
+                mended |= {record.source} if cleaned is not raw else set()
         records, encoded = self._encoded(records, dropped)
         kept: list[Record] = []
         examples: list[Example] = []
         row_records: list[int] = []
+        truncated: list[int] = []
         for record, result in zip(records, encoded, strict=True):
-            # no rule: in pieces, none of which learns anything
+            # running text in pieces of which none has a target is left without any rule
             left_out = self._too_few(result.examples) if result.examples else result.dropped or "no_target"
             if left_out:
                 dropped.append(_dropped(left_out, record.source, _preview(record)))
@@ -123,12 +126,14 @@ class Stages:
             row_records += [len(kept)] * len(result.examples)
             examples += result.examples
             kept.append(record)
+            truncated.append(result.truncated)
+            answers_dropped += result.answers_dropped
         keys = numpy.array([self.splits.key(record) for record in kept], dtype=numpy.uint64)
         training = task.split == "train"
         return Part(
             task=task,
             read=len(raws),
-            changed=changed,
+            mended=numpy.array([record.source in mended for record in kept], dtype=bool),
             sources=[record.source for record in kept],
             previews=[_preview(record) for record in kept] if training else [],
             keys=keys,
@@ -141,22 +146,22 @@ class Stages:
             targets=numpy.array([example.targets for example in examples], dtype=numpy.int32),
             row_records=numpy.array(row_records, dtype=numpy.int64),
             dropped=dropped,
-            truncated=sum(result.truncated for result in encoded),
+            truncated=numpy.array(truncated, dtype=numpy.int32),
+            answers_dropped=answers_dropped,
         )
 
-    def _understood(self, convert: Convert, raw: RawRecord) -> tuple[Record | None, str]:
+    def _understood(self, convert: Convert, raw: RawRecord) -> tuple[Record | None, str, int]:
+        """The record, or the rule that drops it; and how many empty answers it has lost."""
         try:
-            if not self.cleaning.takes(raw):
-                return None, "where"
             record = convert.convert(raw)
         except Malformed as error:
             if self.cleaning.malformed == "refuse":
                 raise
-            return None, f"malformed: {error}"
+            return None, f"malformed: {error}", 0
         if record is None:
-            return None, "function"
+            return None, "function", 0
         judged, rule = self.cleaning.judge(record)
-        return judged, rule or ""
+        return judged, rule or "", len(record.answers) - len(judged.answers) if judged else 0
 
     def _encoded(self, records: list[Record], dropped: list[dict[str, str]]) -> tuple[list[Record], list[Encoded]]:
         """The records and what they are encoded into; one by one where some have to be left out as malformed."""
@@ -202,8 +207,7 @@ def worker_count(sources: Iterable[Opened], asked: int | None) -> int:
     """Processes that prepare: as asked, else one for small sets and a core each, up to 8, for others."""
     if asked is not None:
         return asked
-    files = [Path(file) for source in sources for split in source.files.splits.values() for file in split.files]
-    size = sum(file.stat().st_size for file in files if file.is_file())
+    size = sum(split.bytes for source in sources for split in source.files.splits.values())
     return 1 if size < SMALL_BYTES else min(8, len(os.sched_getaffinity(0)))
 
 
@@ -275,8 +279,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _dropped(rule: str, source: str, text: str, **more: str) -> dict[str, str]:
-    return {"rule": rule, "source": source, "text": text[:PREVIEW], **more}
+def _dropped(rule: str, source: str, text: str) -> dict[str, str]:
+    return {"rule": rule, "source": source, "text": text[:PREVIEW]}
 
 
 def _preview(record: Record) -> str:

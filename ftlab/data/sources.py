@@ -39,6 +39,8 @@ _SPLIT_NAMES: dict[str, Split] = {
 _SHARD = re.compile(r"(.+?)[-_.](\d+)(?:[-_]of[-_](\d+))?")  # train-00000-of-00004, train_001
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:subset
 _NOTES = {"readme", "license", "licence", "state", "dataset_info", "dataset_infos", "dataset_dict"}  # never records
+_COMPRESSED = {".gz", ".zst"}
+_UNPACKED = 4  # how much larger text commonly is than its .gz
 _SETTLED = 2.0  # seconds; within them a second write may leave a file's time as it was
 
 
@@ -71,6 +73,14 @@ class SplitSource:
     dataset: datasets.Dataset | None = None
     limit: int | None = None
     sample_by: SampleBy = "document"
+
+    @property
+    def bytes(self) -> int:
+        """About how much there is to read, unpacked: text comes out of its compression some four times as large."""
+        if self.dataset is not None:
+            return int(self.dataset.data.nbytes)
+        sizes = [(file.stat().st_size, file.suffix.lower() in _COMPRESSED) for file in self.files if file.is_file()]
+        return sum(size * (_UNPACKED if compressed else 1) for size, compressed in sizes)
 
     def fingerprint(self) -> str:
         """A hash (SHA-256, hex) of what `records` would give: the files' contents in order, and how they are read.

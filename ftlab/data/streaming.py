@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -127,7 +127,7 @@ class Stream:
                     rows=rows.num_rows,
                     tokens=int(part.lengths[mask].sum()),
                     target_tokens=int(part.targets[mask].sum()),
-                    truncated=part.truncated,
+                    truncated=int(part.truncated[keep].sum()),
                     **{f"{_DROPPED}{rule}": count for rule, count in rules.items()},
                 )
                 if counts["read"] > self._counts["read"]:
@@ -167,11 +167,11 @@ class Stream:
 
     def _refuse(self) -> None:
         corpus, duplicates = self._corpus, self._corpus.duplicates
-        for files in corpus.files:
+        for source, files in zip(corpus.sources, corpus.files, strict=True):
             given = set(files.splits)
             if corpus.splits.available(files.pooled, given) > given:
                 raise UserError(
-                    f"data.streaming: {corpus.name} has no file for validation or test, and of a stream none can be "
+                    f"data.streaming: {source.path} has no file for validation or test, and of a stream none can be "
                     "carved out; give files of their own, or set data.splits.validation and data.splits.test to 0"
                 )
         if corpus.format.stratify_by is not None:
@@ -285,9 +285,10 @@ class StreamLoader(Iterator[Batch]):
             digest, skipped, expected = blake2b(digest_size=16), self._of_epoch, self._digest
             number = 0
             for number, rows in enumerate(self._global_batches(self._epoch), start=1):
-                for row in rows:
-                    digest.update(numpy.asarray(row.input_ids).tobytes())
-                    digest.update(numpy.asarray(row.spans).tobytes())
+                for side in chain.from_iterable((row, row.rejected) for row in rows):
+                    if side is not None:
+                        digest.update(numpy.asarray(side.input_ids).tobytes())
+                        digest.update(numpy.asarray(side.spans).tobytes())
                 if number == skipped and digest.hexdigest() != expected:
                     raise _other("rows", expected, digest.hexdigest())
                 if number > skipped:

@@ -86,6 +86,11 @@ class RowTraining:
     device: str
 
     @cached_property
+    def lengths(self) -> numpy.ndarray:
+        """Tokens of the rows that an epoch takes."""
+        return self.rows.lengths if self._plan is None else self.rows.lengths[self._plan]
+
+    @cached_property
     def layout(self) -> Choice:
         """As asked for, or chosen by the lengths."""
         said = self.options
@@ -93,7 +98,7 @@ class RowTraining:
             return in_windows(said.batching, said.batch_tokens, said.shuffle_window)
         return choose(
             said.batching,
-            self.rows.lengths,
+            self.lengths,
             self.capacity,
             said.batch_size,
             said.batch_tokens,
@@ -162,8 +167,8 @@ class RowTraining:
         )
         if not len(sampler):
             raise UserError(
-                f"data.path: {self.name} has {len(self.rows)} training rows, too few for {world_size} devices; "
-                "use fewer"
+                f"data.path: {self.name} has {len(self.rows)} training rows, too few for {world_size} devices"
+                f"{' once they are packed' if self.layout.kind == 'pack' else ''}; use fewer"
             )
         return sampler
 

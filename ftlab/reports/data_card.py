@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab.data import FinetuneData
 from ftlab.data.collators import Row
-from ftlab.data.layout import padding_waste
+from ftlab.data.layout import Layout, padding_waste
 from ftlab.data.records import SPLITS, Split
+from ftlab.data.training import RowTraining
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 LEFT, RIGHT = "⟦", "⟧"  # what is learned, also where there are no colours
@@ -82,10 +83,11 @@ def _sizes(data: FinetuneData, split: Split) -> dict[str, Any]:
 
 
 def _wastes(data: FinetuneData) -> dict[str, float]:
-    lengths = data.rows("train").lengths
-    capacity = data.encoder.max_length or int(lengths.max())
-    return {kind: padding_waste(lengths, kind, data.batch_size, data.batch_tokens, capacity, data.seed) for kind in
-            ("pad", "bucket", "pack")}  # fmt: skip
+    training = data.training
+    assert isinstance(training, RowTraining)  # of a stream nothing is known beforehand
+    sizes = (data.batch_size, data.batch_tokens, training.capacity, data.seed)
+    kinds: tuple[Layout, ...] = ("pad", "bucket", "pack")
+    return {kind: padding_waste(training.lengths, kind, *sizes) for kind in kinds}
 
 
 def tables(card: dict[str, Any]) -> Iterator[Group]:
@@ -141,6 +143,7 @@ def _sections(card: dict[str, Any]) -> Iterator[_Section]:
     total = sum(sizes["rows"] for sizes in splits.values())
     rows = [
         ["records whose text was mended", f"{card['mended']:,}"],
+        ["answers left out of records with others", f"{card['answers_dropped']:,}"],
         ["rows cut to max_length", f"{card['truncated']:,} ({card['truncated'] / max(1, total):.1%})"],
         *([f"padding with {kind}", f"{waste:.1%}"] for kind, waste in card.get("padding_waste", {}).items()),
     ]

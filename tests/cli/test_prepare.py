@@ -1,7 +1,9 @@
 """`ftlab prepare`: what it prints, writes and refuses, and every snippet and command of docs/how-to/data.md."""
 
 import csv
+import errno
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -230,7 +232,27 @@ def test_what_matters_to_a_run_only_is_left_alone(prepared: Callable[..., tuple[
 def test_odd_options_are_refused(place: Path, network: Network, refused: Callable[..., str]) -> None:
     own = ["prepare", "-c", "reviews.yaml", "--model.network.path", network.path]
     assert "show is -1" in refused(*own, "--show", "-1")
-    assert "reviews.csv cannot be made a directory" in refused(*own, "--out", "reviews.csv")
+    assert "out: reviews.csv cannot be written to (File exists)" in refused(*own, "--out", "reviews.csv")
+
+
+def test_a_card_is_written_whole_or_not_at_all(
+    prepared: Callable[..., tuple[dict[str, Any], str]],
+    network: Network,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    prepared("-c", "reviews.yaml")
+    before = {file.name: file.read_bytes() for file in Path("out").iterdir()}
+    own = ["prepare", "-c", "clean.yaml", "--model.network.path", network.path, "--out"]
+    Path("taken/lengths.png").mkdir(parents=True)
+    assert "taken cannot be written to (lengths.png is a directory)" in refused(*own, "taken")
+    assert [file.name for file in Path("taken").iterdir()] == ["lengths.png"]
+    monkeypatch.setattr("ftlab.cli.prepare.histogram", full_disk)
+    assert "out: out cannot be written to (No space left on device); " in refused(*own, "out")
+    assert {file.name: file.read_bytes() for file in Path("out").iterdir()} == before
 
 
 def test_the_help_says_what_is_written(ftlab: Callable[..., Any]) -> None:

@@ -81,6 +81,14 @@ def test_a_function_call_of_sharegpt(value: str) -> None:
     assert _read(item) == Message("assistant", "", True, {"tool_calls": [CALL]})
 
 
+@pytest.mark.parametrize("arguments", [{"x": None}, '{"x": null}'])
+def test_nulls_in_a_function_call_of_sharegpt_are_meant(arguments: dict | str) -> None:
+    value = json.dumps({"name": "sum", "arguments": arguments})
+    (call,) = _read({"from": "function_call", "value": value}).fields["tool_calls"]
+    assert call["function"] == {"name": "sum", "arguments": {"x": None}}
+    assert _read({"role": "assistant", "tool_calls": f"[{value}]"}).fields["tool_calls"] == [call]
+
+
 @pytest.mark.parametrize(
     ("item", "sentence"),
     [

@@ -316,6 +316,18 @@ class TestPrompts:
         (record,) = data.prompts
         assert (record.context, record.answers) == ((Message("user", "hi"),), ())
 
+    def test_nothing_to_answer_is_refused(self, make: Make, write: Write, directory: str) -> None:
+        for split in ("dev", "test"):
+            Path(directory, f"{split}.jsonl").unlink()
+        text = write("text.jsonl", [{"text": f"text {place}"} for place in range(20)])
+        only_train = make(splits=Splits(0, 0))
+        running_text = make(path=text, prompt=None, response=None)
+        for data, name in ((only_train, directory), (running_text, text)):
+            with pytest.raises(UserError, match="has no prompt to answer; give a file, or") as caught:
+                data.setup("predict")
+            assert str(caught.value).startswith(f"data.path: {name} has")
+        assert make(splits=Splits(5, 0)).prompts
+
 
 class TestRefusals:
     def test_max_length_beyond_the_context(self, make: Make) -> None:

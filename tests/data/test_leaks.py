@@ -231,6 +231,23 @@ def test_only_the_first_leaks_are_listed_but_all_counted() -> None:
     assert len(report.listed) == 1003
     assert report.leaked["benchmark"]["record"] == 3
     assert len(report.training_to_drop) == 1500
+    sentence = str(report.refusal("leaks.jsonl"))
+    assert "1500 of the 1500 test records" in sentence
+    assert "; the first 1,000 of each kind are listed in leaks.jsonl; set" in sentence
+    few = _report(Leaks(), _pairs("train", *rows), test=_pairs("test", *rows[:1000]))
+    assert "; all are listed in leaks.jsonl; set" in str(few.refusal("leaks.jsonl"))
+
+
+def test_nothing_is_kept_of_chunks_that_meet_nothing() -> None:
+    def size(chunks: int) -> int:
+        leaks = Leaks()
+        index = LeakIndex(leaks)
+        index.add_evaluation("test", leaks.fingerprints(_pairs("test", (LONG, "b"))), ["test:1"])
+        for _ in range(chunks):
+            index.match_training(leaks.fingerprints(_pairs("train", ("other", "c"))), ["train:1"])
+        return len(pickle.dumps(index))
+
+    assert size(200) - size(100) < 100  # the count itself
 
 
 def test_nothing_to_compare() -> None:

@@ -317,3 +317,16 @@ def test_a_fingerprint_needs_no_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "file"))
     assert _fingerprint(path) == _fingerprint(path)
+
+
+def test_bytes_are_those_of_the_files_and_more_of_compressed_ones(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.jsonl").write_bytes(b"0123456789")
+    (tmp_path / "train/b.jsonl.gz").write_bytes(b"012")
+    (tmp_path / "train/c.jsonl.zst").write_bytes(b"01")
+    assert open_source(str(tmp_path)).splits["train"].bytes == 10 + 4 * 3 + 4 * 2
+
+
+def test_bytes_of_a_set_of_datasets(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"a": list(range(1000))}).save_to_disk(str(tmp_path / "set"))  # int64
+    assert open_source(str(tmp_path / "set")).splits["train"].bytes == 8000

@@ -231,6 +231,12 @@ class TestRefusals:
             with pytest.raises(UserError, match=r"all\.jsonl has no file for .* data\.splits\.test to 0"):
                 data.setup(stage)
 
+    def test_carving_names_the_source_that_lacks_files(self, make: Make, write: Write, directory: str) -> None:
+        path = write("all.jsonl", _rows("m", 9))
+        with pytest.raises(UserError) as caught:
+            make(streaming=True, sources=[Source(directory), Source(path)], splits=Splits(2, 0)).setup("fit")
+        assert str(caught.value).startswith(f"data.streaming: {path} has no file for validation")
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
@@ -353,6 +359,21 @@ class TestLoader:
         second.load_state_dict(first.state_dict())
         with pytest.raises(UserError, match=f"the run to resume had {said}"):
             next(second)
+
+    def test_goes_on_with_no_other_worse_answers(self) -> None:
+        def loader(worse: int) -> StreamLoader:
+            rows = [Row(numpy.array([n]), [(0, 1)], Row(numpy.array([worse]), [(0, 1)])) for n in range(5)]
+            stream = SimpleNamespace(key="stub", rows=lambda: iter(rows))
+            return StreamLoader(stream, 5, 2, PadCollator(0), 1, batches=9)  # type: ignore[arg-type]
+
+        first = loader(7)
+        next(first)
+        same, other = loader(7), loader(8)
+        for second in (same, other):
+            second.load_state_dict(first.state_dict())
+        next(same)
+        with pytest.raises(UserError, match="the run to resume had rows"):
+            next(other)
 
     def test_what_is_read_later_may_change(self) -> None:
         first = _loader([1, 2, 3, 4, 5, 6], 9, window=2)
