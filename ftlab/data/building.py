@@ -60,7 +60,8 @@ class Builder:
         self._record_count = 0
         names = ("keys", "strata", "origins", "splits", "mended", "truncated")
         self._by_record: dict[str, list[numpy.ndarray]] = {name: [] for name in names}
-        self._by_row: dict[str, list[numpy.ndarray]] = {"lengths": [], "targets": [], "records": []}
+        by_row = ("lengths", "targets", "stops", "answers", "records")
+        self._by_row: dict[str, list[numpy.ndarray]] = {name: [] for name in by_row}
         self._strata: dict[str | None, int] = {}
         self._read: dict[str, dict[str, Any]] = {}
         self._rules: Counter[str] = Counter()
@@ -91,8 +92,8 @@ class Builder:
         }
         for name, array in records.items():
             self._by_record[name].append(array[keep])
-        for name, array in {"lengths": part.lengths, "targets": part.targets}.items():
-            self._by_row[name].append(array[rows])
+        for name in ("lengths", "targets", "stops", "answers"):
+            self._by_row[name].append(getattr(part, name)[rows])
         self._by_row["records"].append(numbers[part.row_records][rows])
         for number, text in zip(numbers.tolist(), part.texts, strict=True):
             if number != ABSENT and text:
@@ -123,6 +124,7 @@ class Builder:
                 f"data.path: of the {read} records read from {', '.join(self._read)} none is left "
                 f"to train on ({_listed(self._rules)}); see data.clean, data.duplicates and data.overflow"
             )
+        stops = self._stops(rows, row_splits == split_number("train"))
         numpy.savez(
             self._directory / "index.npz",
             split=row_splits,
@@ -132,11 +134,27 @@ class Builder:
             origins=records["origins"][rows["records"]],
         )
         self._writer.close()
-        self._report(records, splits, leaks)
+        self._report(records, splits, leaks, stops)
 
     def close(self) -> None:
         """Closes the files."""
         self._files.close()
+
+    def _stops(self, rows: dict[str, numpy.ndarray], training: numpy.ndarray) -> dict[str, int]:
+        """How many training rows answer something, and how many of them end in a stop token.
+
+        Raises:
+            UserError: None does: the network would never learn to end an answer.
+        """
+        answers = rows["answers"].astype(bool) & training
+        stopped = int((answers & rows["stops"].astype(bool)).sum())
+        if answers.any() and not stopped:
+            raise UserError(
+                f"data.path: none of the {int(answers.sum())} training rows ends in a stop token, all being cut at "
+                "their end, so the network would never learn to stop; set data.truncate_from to left, or raise "
+                "data.max_length"
+            )
+        return {"answers": int(answers.sum()), "stopped": stopped}
 
     def _new(self, part: Part) -> numpy.ndarray:
         """Which records of a part repeat none before; records that only judge are left as they were given."""
@@ -218,7 +236,9 @@ class Builder:
             if mask.any():
                 yield compared.select(mask)
 
-    def _report(self, records: dict[str, numpy.ndarray], splits: numpy.ndarray, leaks: LeakReport | None) -> None:
+    def _report(
+        self, records: dict[str, numpy.ndarray], splits: numpy.ndarray, leaks: LeakReport | None, stops: dict[str, int]
+    ) -> None:
         kept = splits != ABSENT
         report = {
             "sources": self._read,
@@ -229,6 +249,7 @@ class Builder:
             "leaks": None if leaks is None else {"evaluated": leaks.evaluated, "counts": leaks.counts},
             "truncated": int(records["truncated"][kept].sum()),
             "answers_dropped": self._answers_dropped,
+            "stops": stops,
             "fingerprint": _digest(self._directory / "rows.arrow", self._directory / "index.npz"),
         }
         with _created(self._directory / "report.json") as file:

@@ -96,14 +96,16 @@ class ChatTemplate:
         self._variables: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._header = ""
         self._used: set[str] = set()
+        self._shown: set[tuple[tuple[str, bool], ...]] = set()
         self._learn_structure(tokenizer)
 
     def prompt(self, context: Messages, tools: Tools, source: str) -> str:
         """The text that generation starts from.
 
         Raises:
-            Malformed: The template fails on it.
+            Malformed: The template fails on it, or leaves a turn out.
         """
+        self._check_shown(context, tools, source)
         return self._render(context, tools, source, generation=True) + self._header
 
     def conversation(self, messages: Messages, marks: Mapping[int, bool], tools: Tools, source: str) -> Rendered | None:
@@ -162,6 +164,32 @@ class ChatTemplate:
                 f"not see them; set data.template to one that renders {field}"
             )
         self._used.add(field)
+
+    def _check_shown(self, context: Messages, tools: Tools, source: str) -> None:
+        """Looks, once for each sequence of roles, whether the template shows what every turn says.
+
+        Many templates know user and assistant alone and go over any other turn without a word.
+
+        Raises:
+            Malformed: A turn is not in the text.
+        """
+        calls = [bool(message.fields.get("tool_calls")) for message in context]
+        roles = tuple((message.role, call) for message, call in zip(context, calls, strict=True))
+        if roles in self._shown:
+            return
+        marked = [
+            message if call else replace(message, content=f"Turn{place}Mark")
+            for place, (message, call) in enumerate(zip(context, calls, strict=True))
+        ]
+        text = self._render(marked, tools, source, generation=True)
+        for place, call in enumerate(calls):
+            if not call and f"Turn{place}Mark" not in text:
+                raise Malformed(
+                    f"{source}: the chat template of {self._name} leaves out messages[{place}], of the role "
+                    f"{context[place].role!r}, so the network would not see it; rename the role to one that the "
+                    "template knows, or set data.template to one that knows it"
+                )
+        self._shown.add(roles)
 
     def _place(self, messages: Messages, text: str, tools: Tools, source: str) -> tuple[int, int] | None:
         """Where the last of these messages stands in `text`, which goes on after it; None where it stands otherwise."""

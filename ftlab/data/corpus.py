@@ -132,7 +132,9 @@ class Corpus:
         return Prepared(built(root / "prepared", self.key(encoder), lambda directory: self._build(directory, encoder)))
 
     def key(self, encoder: Encoder, mark: Callable[[SplitSource], str] = SplitSource.fingerprint) -> str:
-        """A hash of everything that decides the rows: contents, options, tokenizer, template, code; not of paths.
+        """A hash of everything that decides the rows: contents, options, tokenizer, template, code.
+
+        Of files their names count, by which records are called in lists, and not where they lie.
 
         Of a user's function its module counts, not what this imports.
 
@@ -153,11 +155,11 @@ class Corpus:
                     asdict(source)
                     | {"weight": None, "epochs": None, "path": None, "pooled": each.files.pooled}
                     | {"convert": each.convert.describe()}
-                    | {split: mark(files) for split, files in each.files.splits.items()}
+                    | {split: [files.labels, mark(files)] for split, files in each.files.splits.items()}
                     for source, each in zip(self.sources, opened, strict=True)
                 ],
                 "against": [
-                    {split: files.fingerprint() for split, files in open_source(path).splits.items()}
+                    {split: files.fingerprint() for split, files in self._benchmark(path).splits.items()}
                     for path in self.leaks.against
                 ],
                 "options": [
@@ -195,7 +197,7 @@ class Corpus:
         They are read as the data are; where they have not the columns for it, by their own.
         """
         for path in self.leaks.against:
-            files = self._find(Source(path))
+            files = self._benchmark(path)
             try:
                 opened = self._open(Source(path), files, answers=False)
             except UserError:
@@ -205,6 +207,10 @@ class Corpus:
                 records = [self._asked(opened, raw) for raw in task.chunk.records()]
                 kept = [record for record in records if record is not None]
                 yield self.leaks.fingerprints(kept), [record.source for record in kept]
+
+    def _benchmark(self, path: str) -> OpenedSource:
+        """A file of `leaks.against`; of running text every line is a record, or a whole benchmark would be one."""
+        return self._find(Source(path, sample_by="line"))
 
     def prompts(self, split: Split) -> list[Record]:
         """The records of a split's files, grouped by prompt, references or not; of pooled files all."""

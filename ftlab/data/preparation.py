@@ -57,7 +57,7 @@ class Task:
 
 @dataclass
 class Part:
-    """What became of a chunk: by record, but for `rows`, `lengths`, `targets` and `row_records`, which are by row."""
+    """What became of a chunk: by record, but for those from `rows` to `row_records`, which are by row."""
 
     task: Task
     read: int
@@ -72,6 +72,8 @@ class Part:
     rows: pyarrow.RecordBatch
     lengths: numpy.ndarray
     targets: numpy.ndarray
+    stops: numpy.ndarray  # whether what is learned ends in a stop token
+    answers: numpy.ndarray  # whether it answers something, so that it should
     row_records: numpy.ndarray  # place in this part of the record that a row belongs to
     truncated: numpy.ndarray  # examples that were cut
     dropped: list[dict[str, str]] = field(default_factory=list)
@@ -144,6 +146,8 @@ class Stages:
             rows=_record_batch(examples),
             lengths=numpy.array([len(example.input_ids) for example in examples], dtype=numpy.int32),
             targets=numpy.array([example.targets for example in examples], dtype=numpy.int32),
+            stops=numpy.array([self._stops(example) for example in examples], dtype=bool),
+            answers=numpy.array([bool(kept[place].context) for place in row_records], dtype=bool),
             row_records=numpy.array(row_records, dtype=numpy.int64),
             dropped=dropped,
             truncated=numpy.array(truncated, dtype=numpy.int32),
@@ -178,6 +182,9 @@ class Stages:
             except Malformed as error:
                 dropped.append(_dropped(f"malformed: {error}", record.source, _preview(record)))
         return kept, encoded
+
+    def _stops(self, example: Example) -> bool:
+        return example.input_ids[example.spans[-1][1] - 1] in self.encoder.stop_ids
 
     def _too_few(self, examples: tuple[Example, ...]) -> str | None:
         least = self.cleaning.min_tokens

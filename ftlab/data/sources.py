@@ -75,6 +75,11 @@ class SplitSource:
     sample_by: SampleBy = "document"
 
     @property
+    def labels(self) -> list[str]:
+        """What messages call the files, in order."""
+        return [file.relative_to(self.root).as_posix() for file in self.files]
+
+    @property
     def bytes(self) -> int:
         """About how much there is to read, unpacked: text comes out of its compression some four times as large."""
         if self.dataset is not None:
@@ -92,7 +97,7 @@ class SplitSource:
         """
         parts = [str(self.limit)]
         if self.dataset is not None:
-            parts.append(self.dataset._fingerprint)
+            parts += _of_dataset(self.dataset)
         for file in self.files:
             kind = str(kind_of(file))
             try:
@@ -354,6 +359,15 @@ def _download(filesystem: AbstractFileSystem, files: dict[str, str], directory: 
         except OSError:
             if not directory.is_dir():  # else another process was first
                 raise
+
+
+def _of_dataset(dataset: datasets.Dataset) -> list[str]:
+    """What the rows of a set are known by: its files' contents. Its own fingerprint is of how it was made, and stays
+    the same where a function that made it was edited."""
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    indices = dataset._indices  # rows that were selected or shuffled, over the files
+    chosen = [] if indices is None else [hashlib.sha256(indices.column(0).to_numpy().tobytes()).hexdigest()]
+    return [_digest(file) for file in files] + chosen if files else [dataset._fingerprint]
 
 
 def _digest(file: Path) -> str:

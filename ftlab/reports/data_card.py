@@ -140,9 +140,11 @@ def _sections(card: dict[str, Any]) -> Iterator[_Section]:
     ]
     percentiles = [f"p{p}" for p in PERCENTILES[:-1]]
     yield _Section("Tokens of a row", ["split", "mean", *percentiles, "longest"], rows)
+    stops = card["stops"]
     total = sum(sizes["rows"] for sizes in splits.values())
     rows = [
         ["records whose text was mended", f"{card['mended']:,}"],
+        ["training answers that end in a stop token", f"{stops['stopped']:,} of {stops['answers']:,}"],
         ["answers left out of records with others", f"{card['answers_dropped']:,}"],
         ["rows cut to max_length", f"{card['truncated']:,} ({card['truncated'] / max(1, total):.1%})"],
         *([f"padding with {kind}", f"{waste:.1%}"] for kind, waste in card.get("padding_waste", {}).items()),

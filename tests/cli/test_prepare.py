@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_lines: Callable
     function = re.search(r"```python\n(.*?)```", HOW_TO, re.DOTALL)
     assert function
     (tmp_path / "my_columns.py").write_text(function[1])
+    monkeypatch.delitem(sys.modules, "my_columns", raising=False)
     (tmp_path / "my_template.jinja").write_text(TEMPLATE)
     (tmp_path / "notes.txt").write_text("\n\n".join(f"Note {n} of the guard at the bridge." for n in range(100)))
     turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ralf"}]

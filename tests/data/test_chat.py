@@ -380,3 +380,33 @@ def test_no_token_is_lost_and_none_of_a_prompt_learned(family: str, turns: list[
     if len(turns) == 1:
         (prompt,) = encoder.prompts_ids([pair(turns[0][0], (), "a:1")])
         assert example.input_ids[: example.spans[0][0]] == prompt
+
+
+KNOWS_TWO = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|im_start|>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("roles", "lost"),
+    [
+        (["human"], r"messages\[0\], of the role 'human'"),
+        (["system", "user"], r"messages\[0\], of the role 'system'"),
+        (["user", "assistant", "tool"], r"messages\[2\], of the role 'tool'"),
+    ],
+)
+def test_a_turn_that_the_template_goes_over_is_refused(
+    chat_tokenizer: PreTrainedTokenizerFast, roles: list[str], lost: str
+) -> None:
+    """Or an answer would be learned to a question that the network never sees."""
+    chat_tokenizer.chat_template = KNOWS_TWO
+    encoder = Encoder(chat_tokenizer)
+    context = tuple(Message(role, f"said {place}") for place, role in enumerate(roles))
+    record = Record(context, (Message("assistant", "yes"),), "a.jsonl:3")
+    with pytest.raises(Malformed, match=rf"a\.jsonl:3: the chat template .* leaves out {lost}"):
+        encoder.encode_all([record])
+    with pytest.raises(Malformed, match=lost):
+        encoder.prompts_ids([record])
+    encoder.encode_all([pair("a", ("b",), "a.jsonl:4")])

@@ -213,6 +213,15 @@ class TestLeaks:
         data = make(**options, leaks=Leaks("drop", against=(bench,)))
         assert data.prepared.report["dropped"] == {"leak": 1}
 
+    def test_a_benchmark_of_text_is_read_by_line(self, make: Make, tmp_path: Path) -> None:
+        (tmp_path / "bench.txt").write_text("a0b\nnothing of the kind\n")
+        texts = tmp_path / "texts"
+        texts.mkdir()
+        (texts / "train.jsonl").write_text("".join(f'{{"text": "a{n}b"}}\n' for n in range(4)))
+        options = {"path": str(texts), "splits": Splits(validation=0, test=0)}
+        data = make(**options, leaks=Leaks("drop", against=(str(tmp_path / "bench.txt"),)))
+        assert data.prepared.report["dropped"] == {"leak": 1}
+
     def test_training_alone_against_a_benchmark(self, make: Make, write: Write, tmp_path: Path) -> None:
         (tmp_path / "set" / "test.jsonl").unlink()
         path = write("bench.jsonl", [{"prompt": "a4"}, {"prompt": "other"}])

@@ -141,10 +141,15 @@ class TestOneRecord:
         [("left", 7, [BOS, *ids("ef\nxy"), EOS]), ("right", 9, [BOS, *ids("abcdef\nx")])],
     )
     def test_truncated(self, make_from: Make, side: str, length: int, kept: list[int]) -> None:
-        rows = [{"prompt": "abcdef\n", "completion": "xy"}]
+        rows = [{"prompt": "abcdef\n", "completion": "xy"}, {"prompt": "a\n", "completion": "b"}]
         data = make_from(rows, max_length=length, overflow="truncate", truncate_from=side)
-        assert _ids(data.rows("train")) == [kept]
+        assert _ids(data.rows("train"))[0] == kept
         assert data.summary()["truncated"] == 1
+
+    def test_a_stop_that_no_answer_ends_in_is_refused(self, make_from: Make) -> None:
+        rows = [{"prompt": f"abcdef{n}\n", "completion": "xy"} for n in range(3)]
+        with pytest.raises(UserError, match=r"none of the 3 training rows ends in a stop token"):
+            make_from(rows, max_length=10, overflow="truncate", truncate_from="right").rows("train")
 
     def test_summary_names_what_was_left_out(self, make_from: Make) -> None:
         rows = [{"prompt": "a", "completion": answer} for answer in ("b", "b", "  ", "c" * 70)]

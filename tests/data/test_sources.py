@@ -330,3 +330,15 @@ def test_bytes_are_those_of_the_files_and_more_of_compressed_ones(tmp_path: Path
 def test_bytes_of_a_set_of_datasets(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"a": list(range(1000))}).save_to_disk(str(tmp_path / "set"))  # int64
     assert open_source(str(tmp_path / "set")).splits["train"].bytes == 8000
+
+
+def test_a_saved_set_is_known_by_its_rows(tmp_path: Path) -> None:
+    """`datasets` gives the same fingerprint to what an edited function has made."""
+    for place, word in (("one", "a"), ("other", "b"), ("again", "a")):
+        rows = datasets.Dataset.from_list([{"text": "x"}] * 3)
+        rows = rows.map(lambda row, word=word: {"text": word}, new_fingerprint="same")
+        rows.save_to_disk(tmp_path / place)
+    one, other, again = (
+        open_source(str(tmp_path / place)).splits["train"].fingerprint() for place in ("one", "other", "again")
+    )
+    assert one == again != other
