@@ -100,8 +100,8 @@ class Cleaning:
 
         Returns:
             The record, perhaps with fewer answers, and None; or None and the rule that drops it: "empty_prompt",
-            "empty_answer", "too_short" or "too_long". Characters of pre-tokenised records are not known: they are
-            only dropped when they are empty. Records that only ask (no answer was given at all) are kept.
+            "empty_answer", "too_few_characters" or "too_many_characters". Characters of pre-tokenised records are not
+            known: they are only dropped when they are empty. Records that only ask, without any answer, are kept.
         """
         if record.tokens is not None:
             return (None, "empty_answer") if self.empty and not record.tokens else (record, None)
@@ -118,9 +118,9 @@ class Cleaning:
         if self.min_characters is not None or self.max_characters is not None:
             length = _characters(record)
             if self.min_characters is not None and length < self.min_characters:
-                return None, "too_short"
+                return None, "too_few_characters"
             if self.max_characters is not None and length > self.max_characters:
-                return None, "too_long"
+                return None, "too_many_characters"
         return record, None
 
     def _text(self, text: str) -> str:

@@ -37,6 +37,7 @@ _NO_ROWS = {
     "__init__",
     "cache",
     "collators",
+    "judging",
     "layout",
     "mixing",
     "module",

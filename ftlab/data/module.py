@@ -6,7 +6,7 @@ layout, for which rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -18,20 +18,20 @@ from torch.utils.data import DataLoader
 
 from ftlab.data.assignment import Splits, evenly_spaced
 from ftlab.data.cleaning import Cleaning
-from ftlab.data.collators import Batch, PadCollator, Prompt, PromptCollator
+from ftlab.data.collators import Batch
 from ftlab.data.corpus import Corpus
 from ftlab.data.duplicates import Duplicates
 from ftlab.data.encoder import Encoder, Encoding
 from ftlab.data.formats import Format, Kind
+from ftlab.data.judging import Judging, prompts_loader, rows_loader
 from ftlab.data.layout import Batching, Choice
 from ftlab.data.leaks import Leaks
 from ftlab.data.mixing import Mixing, Source
 from ftlab.data.readers import SampleBy
-from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
-from ftlab.data.samplers import LengthBatchSampler
+from ftlab.data.records import Record, Split, group_by_prompt
 from ftlab.data.store import Prepared, Rows
 from ftlab.data.streaming import WINDOW, Stream
-from ftlab.data.training import Items, Layout, RowTraining, StreamTraining, Training, default_workers
+from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers
 from ftlab.errors import UserError
 from ftlab.networks import Network
 
@@ -376,23 +376,18 @@ class FinetuneData(LightningDataModule):
         return self._prompt_loader(self.records(split), room)
 
     def _prompt_loader(self, records: list[Record], room: int = 0) -> DataLoader:
-        ids = self.encoder.prompts_ids(records, room)
-        prompts = [Prompt(index, row) for index, row in enumerate(ids)]
-        return self._eval_loader(prompts, [len(row) for row in ids], PromptCollator(self.encoder.pad_id))
+        return prompts_loader(self.encoder, records, room, self._judging)
+
+    def _rows_loader(self, rows: Rows) -> DataLoader:
+        return rows_loader(self.encoder, rows, self._judging)
+
+    @property
+    def _judging(self) -> Judging:
+        return Judging(self.eval_batch_size, self.workers, *self._rank_and_world())
 
     def summary(self) -> dict[str, Any]:
-        """Sizes of the prepared splits and what was left out, for the log; `prepared` names the rows themselves."""
-        report = self.prepared.report
-        sizes: dict[str, Any] = {"prepared": self.prepared.directory.name, "read": report["read"]}
-        for split in SPLITS:
-            rows = self.prepared.rows(split)
-            if len(rows):
-                sizes[f"{split}_rows"] = len(rows)
-                sizes[f"{split}_tokens"] = int(rows.lengths.sum())
-                sizes[f"{split}_target_tokens"] = int(rows.targets.sum())
-                sizes[f"{split}_longest"] = int(rows.lengths.max())
-        sizes |= {"dropped": report["dropped"], "truncated": report["truncated"]}
-        return sizes | self.stream.summary if self.streaming else sizes
+        """Sizes of the prepared splits and what was left out, for the log."""
+        return self.prepared.summary() | (self.stream.summary if self.streaming else {})
 
     def _whole(self, split: Split) -> Rows:
         if split == "train" and self.streaming:
@@ -424,18 +419,6 @@ class FinetuneData(LightningDataModule):
             chosen = numpy.isin(rows.records, numbers) if groups else numpy.ones(len(rows), dtype=bool)
             self._scored[split] = [group.record for group in groups], rows.chosen(chosen)
         return self._scored[split]
-
-    def _rows_loader(self, rows: Rows) -> DataLoader:
-        return self._eval_loader(rows, rows.lengths, PadCollator(self.encoder.pad_id))
-
-    def _eval_loader(self, items: Sequence[Any], lengths: Any, collate: Any) -> DataLoader:
-        return DataLoader(
-            Items(items),
-            batch_sampler=LengthBatchSampler(lengths, self.eval_batch_size, *self._rank_and_world()),
-            collate_fn=collate,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
 
     def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -124,6 +124,18 @@ class Prepared:
         with numpy.load(self.directory / "index.npz") as arrays:
             return dict(arrays)
 
+    def summary(self) -> dict[str, Any]:
+        """Sizes of the splits and what was left out; `prepared` names the directory."""
+        sizes: dict[str, Any] = {"prepared": self.directory.name, "read": self.report["read"]}
+        for split in SPLITS:
+            rows = self.rows(split)
+            if len(rows):
+                sizes[f"{split}_rows"] = len(rows)
+                sizes[f"{split}_tokens"] = int(rows.lengths.sum())
+                sizes[f"{split}_target_tokens"] = int(rows.targets.sum())
+                sizes[f"{split}_longest"] = int(rows.lengths.max())
+        return sizes | {"dropped": self.report["dropped"], "truncated": self.report["truncated"]}
+
     def size(self, split: Split) -> int:
         """Rows of a split."""
         return int((self._index["split"] == split_number(split)).sum())

@@ -152,11 +152,11 @@ def test_only_the_empty_answers_of_several_are_left_out() -> None:
 def test_lengths_are_of_prompt_and_longest_answer() -> None:
     record = pair("123", ("4", "4567"), "a")  # 7 characters
     assert Cleaning(min_characters=7, max_characters=7).judge(record) == (record, None)
-    assert Cleaning(min_characters=8).judge(record) == (None, "too_short")
-    assert Cleaning(max_characters=6).judge(record) == (None, "too_long")
+    assert Cleaning(min_characters=8).judge(record) == (None, "too_few_characters")
+    assert Cleaning(max_characters=6).judge(record) == (None, "too_many_characters")
     assert Cleaning(max_characters=6).judge(TOKENS) == (TOKENS, None)
     worse = replace(record, rejected=Message("assistant", "45678"))
-    assert Cleaning(max_characters=7).judge(worse) == (None, "too_long")
+    assert Cleaning(max_characters=7).judge(worse) == (None, "too_many_characters")
 
 
 @pytest.mark.parametrize(
