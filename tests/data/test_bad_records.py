@@ -202,7 +202,7 @@ class TestBytes:
     def test_ten_megabytes_of_one_record(self, make: Make) -> None:
         """Left out by its characters, before it costs a tokeniser's time."""
         data = make([GOOD, {"prompt": "a" * 10_000_000, "completion": "b"}], clean=Cleaning(max_characters=1_000_000))
-        assert [(each["rule"], len(each["text"])) for each in _dropped(data)] == [("too_long", 200)]
+        assert [(each["rule"], len(each["text"])) for each in _dropped(data)] == [("too_many_characters", 200)]
         assert _rows(data) == [[BOS, *ids("goodyes"), EOS]]
 
     @pytest.mark.slow
