@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -139,21 +139,21 @@ class Network:
             ) from error
 
 
-def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Parameters that are trained, and all: a 4-bit weight counts the weights it stands for, a tied one once."""
-    trained = total = 0
-    for parameter in network.parameters():
+def count_parameters(network: nn.Module, trained: Collection[str]) -> tuple[int, int]:
+    """Those named in `trained`, and all: a 4-bit weight counts the weights it stands for, a tied one once."""
+    of_trained = total = 0
+    for name, parameter in network.named_parameters():
         state = getattr(parameter, "quant_state", None)
         size = math.prod(state.shape) if state else parameter.numel()
         total += size
-        trained += size if parameter.requires_grad else 0
-    return trained, total
+        of_trained += size if name in trained else 0
+    return of_trained, total
 
 
-def frozen_tensors(network: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters that are not trained, and the scales of int8 weights, which bitsandbytes moves about."""
+def frozen_tensors(network: nn.Module, trained: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters not named in `trained`, and the scales of int8 weights, which bitsandbytes moves about."""
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
+        if name not in trained:
             yield name, parameter
     for name, module in network.named_modules():
         # own parameters only: a wrapper's `weight` is that of the layer in it

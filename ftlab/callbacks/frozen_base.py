@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
+from ftlab.modules import FinetuneModule
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
 
@@ -42,8 +43,9 @@ class FrozenBase(pl.Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._compare_with_run(trainer, pl_module)
 
-    def _digest(self, network: pl.LightningModule) -> str:
-        return f"{network.device.type} {fingerprint(frozen_tensors(network))}"
+    def _digest(self, module: pl.LightningModule) -> str:
+        assert isinstance(module, FinetuneModule)
+        return f"{module.device.type} {fingerprint(frozen_tensors(module, module.trained_names()))}"
 
     def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.run is None:

@@ -32,6 +32,7 @@ class ModelWriter(pl.Callback):
         if self.run.best.is_file():
             checkpoint = torch.load(self.run.best, map_location=module.device, weights_only=True)
             module.load_state_dict(checkpoint["state_dict"], strict=False)
+            module.method.restore(module.network, checkpoint["ftlab"]["method"])
         unfinished = self.run.model.with_name(".model")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)

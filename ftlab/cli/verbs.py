@@ -55,7 +55,7 @@ def fit(experiment: Experiment) -> None:
             last = float(trainer.callback_metrics["val_loss"])
             run.add_scores({"val_loss": min(last, experiment.checkpoints.best_loss)})
         assert module.network is not None
-        trained, total = count_parameters(module.network)
+        trained, total = count_parameters(module.network, module.method.trained(module.network))
         run.note(
             cost={
                 "trainable_parameters": trained,

@@ -33,8 +33,11 @@ class Method(ABC):
     needs_batches: bool = False
     """Whether `adapt` looks at training batches first."""
 
-    bases: ClassVar[frozenset[str]] = frozenset({"full"})
-    """The bases it works on: "full" and kinds of `Quantization`."""
+    bases: frozenset[str] = frozenset({"full"})
+    """The bases it works on: "full" and kinds of `Quantization`; any other is refused before it is opened."""
+
+    merge_tolerance: float = 1e-4
+    """The largest difference of a logit between the merged network and the adapted one, both in float32."""
 
     @abstractmethod
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
@@ -48,6 +51,13 @@ class Method(ABC):
         Raises:
             UserError: The method cannot adapt this network; the sentence says why.
         """
+
+    def trained(self, network: nn.Module) -> set[str]:
+        """Names of the parameters that training changes, at any step: what a checkpoint holds of `network`.
+
+        A tensor that has several names counts under its first.
+        """
+        return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
     def param_groups(self, network: nn.Module) -> list[dict[str, Any]]:
         """Groups for the optimiser: decay for matrices, none for norms and biases.
@@ -77,10 +87,25 @@ class Method(ABC):
             UserError: It cannot be folded away; the sentence says why.
         """
 
-    def after_step(self, network: nn.Module, step: int) -> None:  # noqa: B027  (a hook: most methods need none)
-        """Called after optimiser step number `step` (from 1): for budgets that change in the course of training."""
+    def begin(self, network: nn.Module, steps: int, step: int = 0) -> None:  # noqa: B027  (a hook, as those below)
+        """Called before the first step of a process: for budgets that change in the course of training.
 
+        Args:
+            network: As `adapt` returned it; of a run that goes on, with its weights and its `state` put back.
+            steps: Optimiser steps of the whole training.
+            step: Those that are done.
+        """
 
-def trained_names(network: nn.Module) -> set[str]:
-    """Names of the parameters that are trained; a tensor that has several names counts under its first."""
-    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    def penalty(self, network: nn.Module) -> Tensor | None:
+        """A term that is added to the mean loss of a step, in nats, with its gradient; most methods have none."""
+        return None
+
+    def after_step(self, network: nn.Module, step: int) -> None:  # noqa: B027
+        """Called after optimiser step number `step` (from 1), while the step's gradients are still there."""
+
+    def state(self, network: nn.Module) -> dict[str, Any]:
+        """What the method keeps from step to step beside weights: tensors and plain values, for a checkpoint."""
+        return {}
+
+    def restore(self, network: nn.Module, state: dict[str, Any]) -> None:  # noqa: B027
+        """Puts back what `state` gave, into a network that `adapt` has just returned."""

@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import peft
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods.base import Method
+from ftlab.networks import Quantization
 
 
 class Peft(Method):
@@ -21,12 +22,14 @@ class Peft(Method):
 
     Args:
         config: The configuration, by the class that peft documents, such as `peft.IA3Config` with its fields.
+        quantization: Hold the frozen base in few bits, where the configuration can.
     """
 
-    bases: ClassVar[frozenset[str]] = frozenset({"full", "nf4", "fp4", "int8"})
+    bases = frozenset({"full", "nf4", "fp4", "int8"})
 
-    def __init__(self, config: peft.PeftConfig) -> None:
+    def __init__(self, config: peft.PeftConfig, quantization: Quantization | None = None) -> None:
         self.config = config
+        self.quantization = quantization
 
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
         config = self.config_for(network)

@@ -23,7 +23,6 @@ from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
-from ftlab.methods.base import trained_names
 from ftlab.modules.devices import gathered, summed
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.schedules import Cosine, Schedule
@@ -111,6 +110,11 @@ class FinetuneModule(pl.LightningModule):
         for batch in self.data.batches():
             yield {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
 
+    def trained_names(self) -> set[str]:
+        """Names of the parameters that the method trains, as they stand in this module."""
+        assert self.network is not None
+        return {f"network.{name}" for name in self.method.trained(self.network)}
+
     def forward(self, **inputs: Any) -> Any:
         """The network's own forward."""
         assert self.network is not None
@@ -179,6 +183,8 @@ class FinetuneModule(pl.LightningModule):
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
                 self._check_isolation()
+        assert self.network is not None
+        self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:
             torch.manual_seed(self.seed + 1 + self.global_rank)
             self.on_after_backward()
@@ -222,6 +228,10 @@ class FinetuneModule(pl.LightningModule):
         self._step_targets += batch["target_tokens"]
         self._logged_loss = self._logged_loss + loss.detach()
         self._logged_targets += batch["target_tokens"]
+        assert self.network is not None
+        penalty = self.method.penalty(self.network)
+        if penalty is not None:  # by the share of targets, so that all batches of a step add it once
+            loss = loss + penalty * batch["target_tokens"]
         return loss * self.trainer.accumulate_grad_batches
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -341,15 +351,16 @@ class FinetuneModule(pl.LightningModule):
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _checkpointed(self) -> set[str]:
-        assert self.network is not None
-        return {f"network.{name}" for name in trained_names(self.network)}
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what the method trains, says what it belongs to, and where the random numbers stand."""
-        kept = self._checkpointed()
+        kept = self.trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
-        checkpoint["ftlab"] = {"belongs_to": self._belongs_to(), "batches": self.data.identity()}
+        assert self.network is not None
+        checkpoint["ftlab"] = {
+            "belongs_to": self._belongs_to(),
+            "batches": self.data.identity(),
+            "method": self.method.state(self.network),
+        }
         checkpoint["by_rank"] = gathered(
             {
                 "random_state": self._random_state,
@@ -365,7 +376,7 @@ class FinetuneModule(pl.LightningModule):
             raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._check_batches(checkpoint["ftlab"]["batches"], self.data.identity())
-        kept, wanted = set(checkpoint["state_dict"]), self._checkpointed()
+        kept, wanted = set(checkpoint["state_dict"]), self.trained_names()
         if kept != wanted:
             odd = sorted(kept ^ wanted)
             raise UserError(
@@ -379,6 +390,8 @@ class FinetuneModule(pl.LightningModule):
                     f"the checkpoint holds {name} in shape {tuple(tensor.shape)}, this run trains it in shape "
                     f"{tuple(ours_now[name].shape)}: start another run (--run.name)"
                 )
+        assert self.network is not None
+        self.method.restore(self.network, checkpoint["ftlab"]["method"])
         if self.global_rank < len(checkpoint["by_rank"]):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]
