@@ -7,6 +7,7 @@ parameters to one, seeds first: the same seed then gives the same tensors in eve
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -29,6 +31,9 @@ from transformers import (
 from ftlab.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+# what transformers opens a checkpoint with that others have quantised
+NEEDED = {"torchao": ("torchao",), "hqq": ("hqq",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",)}
 
 
 @dataclass(frozen=True)
@@ -99,28 +104,63 @@ class Network:
         return getattr(self.config(), "max_position_embeddings", None)
 
     def model(self, quantization: Quantization | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
-        """Opens the network on `device`, its base quantised where asked, in evaluation mode."""
-        self.config()  # what is wrong with it is better said before the weights
+        """Opens the network on `device`, in evaluation mode: quantised where asked, or as its checkpoint already is.
+
+        Raises:
+            UserError: There is no such network; it is not whole; it is quantised already, or by a package that is not
+                installed, or in a way that transformers cannot read.
+        """
+        kind = base_kind(self.config())  # what is wrong with it is better said before the weights
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if self.attention:
             options["attn_implementation"] = self.attention
         if self.random_weights:
-            if quantization:
+            if quantization or kind != "full":
                 raise UserError(
                     "network.random_weights cannot be quantised: choose a method with a full-precision base"
                 )
             return AutoModelForCausalLM.from_config(self.config(), **options)
+        if kind != "full":
+            self._check_readable(kind, quantization)
         if quantization:
-            options |= {"quantization_config": quantization.config(), "device_map": {"": device}}
+            options["quantization_config"] = quantization.config()
+        if quantization or (kind != "full" and torch.device(device).type != "cpu"):
+            options["device_map"] = {"": device}
         model, loading = self._open(AutoModelForCausalLM, "weights", output_loading_info=True, **options)
         if loading["missing_keys"]:  # transformers draws them at random and warns
-            raise UserError(
-                f"network.path: the weights in {self.path} lack {sorted(loading['missing_keys'])[0]!r} and "
-                f"{len(loading['missing_keys']) - 1} more tensors that config.json describes: get them whole"
-            )
-        if quantization:
-            _keep_packing(model)
+            raise UserError(self._lacking(sorted(loading["missing_keys"]), kind))
+        _keep_packing(model)
         return model
+
+    def _check_readable(self, kind: str, quantization: Quantization | None) -> None:
+        if quantization:  # transformers would take the checkpoint's own, with a warning
+            raise UserError(
+                f"network.path: {self.path} is quantised already ({kind}), and the method asks for {quantization.kind} "
+                "on top: choose a method without quantization, such as LoRA in place of QLoRA, or the network in full "
+                "precision"
+            )
+        absent = [
+            package
+            for package in NEEDED.get(kind.removesuffix("-dynamic"), ())
+            if importlib.util.find_spec(package) is None
+        ]
+        if absent:
+            raise UserError(
+                f"network.path: {self.path} is quantised by {kind}, and {' and '.join(absent)} to open it with "
+                f"{'is' if len(absent) == 1 else 'are'} not installed: pip install {' '.join(absent)}"
+            )
+
+    def _lacking(self, missing: list[str], kind: str) -> str:
+        if kind == "full":
+            return (
+                f"network.path: the weights in {self.path} lack {missing[0]!r} and {len(missing) - 1} more tensors "
+                "that config.json describes: get them whole"
+            )
+        return (
+            f"network.path: transformers {transformers.__version__} does not find {missing[0]!r} and "
+            f"{len(missing) - 1} more tensors in {self.path}, which is quantised by {kind}, and would draw them at "
+            "random: take the network in full precision"
+        )
 
     def _open(self, kind: type, what: str, **options: Any) -> Any:
         local = Path(self.path).is_dir()
@@ -128,7 +168,7 @@ class Network:
             raise UserError(f"network.path: {self.path} has no weights (*.safetensors)")
         try:
             return kind.from_pretrained(self.path, revision=self.revision, **options)  # type: ignore[attr-defined]
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
             if local:
                 raise UserError(
                     f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"
@@ -137,6 +177,26 @@ class Network:
                 f"network.path: {self.path} is neither a directory nor a network that can be fetched from the hub "
                 f"({_first_line(error)})"
             ) from error
+
+
+def base_kind(network: nn.Module | PreTrainedConfig) -> str:
+    """How the weights of a base are held, from the network, adapted or not, or from its configuration.
+
+    "full", a kind of `Quantization`, or of a checkpoint that others have quantised what transformers calls the way:
+    "torchao", "hqq", "gptq", "awq" and more. "torchao-dynamic" also quantises activations, which stops the gradient.
+    """
+    config = network if isinstance(network, PreTrainedConfig) else getattr(network, "config", None)
+    quantised: Any = getattr(config, "quantization_config", None)
+    if quantised is None:
+        return "full"
+    said = quantised if isinstance(quantised, dict) else quantised.to_dict()  # a dictionary until it is opened
+    if said.get("load_in_8bit"):
+        return "int8"
+    if said.get("load_in_4bit"):
+        return said.get("bnb_4bit_quant_type", "fp4")
+    kind = str(getattr(said["quant_method"], "value", said["quant_method"]))
+    dynamic = kind == "torchao" and "DynamicActivation" in str(said.get("quant_type"))
+    return f"{kind}-dynamic" if dynamic else kind
 
 
 def count_parameters(network: nn.Module, trained: Collection[str]) -> tuple[int, int]:
@@ -164,14 +224,25 @@ def frozen_tensors(network: nn.Module, trained: Collection[str]) -> Iterator[tup
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a 4-bit weight, its scales too."""
+    """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a quantised weight, its scales too."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in tensors:
         digest.update(name.encode())
-        state = getattr(tensor, "quant_state", None)
-        for part in [tensor, *(state.as_dict(packed=True).values() if state else [])]:
+        for part in _plain_parts(tensor):
             digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
+
+
+def _plain_parts(tensor: Any) -> Iterator[Any]:
+    """The tensors that one is made of: itself, or codes and scales of a quantised one."""
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which would be dequantised
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _plain_parts(getattr(tensor, name))
+        return
+    yield tensor
+    state = getattr(tensor, "quant_state", None)
+    if state:
+        yield from state.as_dict(packed=True).values()
 
 
 def _keep_packing(model: nn.Module) -> None:

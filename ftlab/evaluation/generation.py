@@ -94,6 +94,7 @@ def generate(
     decoding: Decoding,
     stop_ids: Sequence[int],
     pad_id: int,
+    adapters: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Answers a batch of left-padded prompts with the new tokens of each, cut before its stop token.
 
@@ -107,6 +108,7 @@ def generate(
         decoding: How the next token is chosen.
         stop_ids: Tokens any of which ends an answer; none means that every answer has full length.
         pad_id: Token that fills the rows that ended before the others.
+        adapters: The adapter of a peft.PeftModel that each row is for; by default the one in use is for all.
 
     Raises:
         UserError: A prompt fills the network's context, or the network cannot generate.
@@ -123,10 +125,13 @@ def generate(
         warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT's, of prompt tuning: see _calls
         for new_tokens, rows in _calls(network, attention_mask, decoding.max_new_tokens):
             length = int(attention_mask[rows].sum(dim=1).max())
+            # a beam is a row of its own
+            each = [adapters[row] for row in rows for _ in range(decoding.num_beams)] if adapters else None
             output: Tensor = network.generate(  # type: ignore[operator]
                 input_ids=input_ids[rows, -length:],
                 attention_mask=attention_mask[rows, -length:],
                 generation_config=decoding.config(new_tokens, stop_ids, pad_id),
+                **({"adapter_names": each} if each else {}),
             )
             for row, tokens in zip(rows, output[:, length:].tolist(), strict=True):
                 answers[row] = _until(tokens, stop_ids)
@@ -140,8 +145,11 @@ def generate_all(
     stop_ids: Sequence[int],
     pad_id: int,
     batch_size: int,
+    adapters: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """Answers any number of prompts, `batch_size` of similar length at a time; answers in the prompts' order.
+
+    Args are those of `generate`, and `adapters` one for each prompt.
 
     Raises:
         UserError: As `generate`.
@@ -154,11 +162,16 @@ def generate_all(
         input_ids, attention_mask = left_pad([prompts[i] for i in rows], pad_id)
         # A seed of its own for every batch, or else the same noise would choose the tokens of each.
         batch_decoding = replace(decoding, seed=decoding.seed + start)
-        for i, answer in zip(
-            rows, generate(network, input_ids, attention_mask, batch_decoding, stop_ids, pad_id), strict=True
-        ):
+        each = [adapters[i] for i in rows] if adapters else None
+        batch = generate(network, input_ids, attention_mask, batch_decoding, stop_ids, pad_id, each)
+        for i, answer in zip(rows, batch, strict=True):
             answers[i] = answer
     return answers
+
+
+def virtual_tokens(network: nn.Module) -> int:
+    """Tokens that a prompt method (prompt tuning and its kin) puts before each text; 0 without one."""
+    return getattr(getattr(network, "active_peft_config", None), "num_virtual_tokens", None) or 0
 
 
 def _calls(network: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> list[tuple[int, list[int]]]:
@@ -172,7 +185,7 @@ def _calls(network: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> l
         context = sys.maxsize
     # Prompt tuning and its kin put tokens of their own before the prompt. PEFT puts them before the padding too and
     # then counts positions from the first of them, so that padding moves the prompt: rows of one length go together.
-    virtual = getattr(getattr(network, "active_peft_config", None), "num_virtual_tokens", None) or 0
+    virtual = virtual_tokens(network)
     rows: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
         room = context - virtual - length

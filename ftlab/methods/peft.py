@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
+from ftlab.methods import starts
 from ftlab.methods.base import Method
+from ftlab.methods.belonging import Base, check_base
+from ftlab.methods.targets import check_targets, linear_layers
+from ftlab.methods.traits import bases_of, refusal, starts_as_the_base
 from ftlab.networks import Quantization
 
 
@@ -25,36 +34,83 @@ class Peft(Method):
         quantization: Hold the frozen base in few bits, where the configuration can.
     """
 
-    bases = frozenset({"full", "nf4", "fp4", "int8"})
-
     def __init__(self, config: peft.PeftConfig, quantization: Quantization | None = None) -> None:
+        why = refusal(config)
+        if why and type(self) is Peft:  # a subclass sees to it
+            raise UserError(f"method.config {type(config).__name__}: {why}")
         self.config = config
+        self.bases = bases_of(config)
+        if quantization:
+            self._quantise(quantization)
+        self.needs_batches = starts.needs_batches(config)
+        self.identity_at_start = starts_as_the_base(config)
+        self._base: Base | None = None
+        self._start: dict[str, Tensor] = {}
+
+    def _quantise(self, quantization: Quantization) -> None:
+        if quantization.kind not in self.bases:
+            start = starts.kind(self.config)
+            what = type(self.config).__name__ + (f" with init {start}" if start else "")
+            raise UserError(
+                f"method: {what} does not work on a base in {quantization.kind}, only on "
+                f"{', '.join(sorted(self.bases))}: take one of these, or another method"
+            )
         self.quantization = quantization
 
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
         config = self.config_for(network)
         config.task_type = config.task_type or peft.TaskType.CAUSAL_LM
-        _names_must_exist(config, network)
+        check_targets(config, network)
+        self._base = Base.of(network)
         try:
-            return peft.get_peft_model(network, config)
-        except (ValueError, TypeError, KeyError) as error:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Invalid `")  # OFT: it would take another block size
+                adapted = starts.adapted(network, config, batches)
+        except UserError:
+            raise
+        except Exception as error:  # peft says with whatever comes what it cannot do
             raise UserError(
                 f"method: {type(self.config).__name__} cannot adapt {type(network).__name__} ({_sentence(error)}); "
                 f"its linear layers are {', '.join(linear_layers(network))}"
             ) from error
+        if starts.rewrites_the_base(config):
+            self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
+        return adapted
 
     def config_for(self, network: PreTrainedModel) -> peft.PeftConfig:
         """The configuration by which `network` is adapted: a copy, as peft writes into the one that it is given."""
         return copy.deepcopy(self.config)
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """Writes the adapter alone, in peft's layout."""
+        """Writes the adapter alone, for the original base, in peft's layout.
+
+        Where the start moved B0 A0 out of the base, the update on the original base is B A - B0 A0: a plain LoRA of
+        twice the rank (peft, `subtract_mutated_init`).
+        """
         assert isinstance(network, peft.PeftModel)
-        # "auto" would ask the hub whether the vocabulary was resized
-        network.save_pretrained(str(directory), save_embedding_layers=False)
+        with TemporaryDirectory() as start:
+            if self._start:
+                self._write_start(network, Path(start))
+            network.save_pretrained(
+                str(directory),
+                save_embedding_layers=False,  # "auto" would ask the hub whether the vocabulary was resized
+                path_initial_model_for_weight_conversion=start if self._start else None,
+            )
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
+        if self._base:
+            self._base.write(directory)
+
+    def _write_start(self, network: peft.PeftModel, directory: Path) -> None:
+        config: Any = network.peft_config[network.active_adapter]
+        mutated, config.init_lora_weights = config.init_lora_weights, False
+        config.save_pretrained(str(directory))
+        config.init_lora_weights = mutated
+        save_file(self._start, str(directory / "adapter_model.safetensors"))
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
+        check_base(directory, network)
+        _check_config(directory)
+        self._base = Base.of(network)
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -67,9 +123,13 @@ class Peft(Method):
         tuner: Any = network.base_model
         if not hasattr(tuner, "merge_and_unload"):
             raise UserError(f"{type(self.config).__name__} has no merged form: export the adapter instead")
-        if self.quantization:
-            return self._merge_dequantised(network)
-        return tuner.merge_and_unload()
+        try:
+            return self._merge_dequantised(network) if self.quantization else tuner.merge_and_unload()
+        except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"{type(self.config).__name__} cannot be folded into the weights ({_sentence(error)}): export the "
+                "adapter instead"
+            ) from error
 
     def _merge_dequantised(self, network: peft.PeftModel) -> PreTrainedModel:
         """Merges into the weights that the few bits stand for: in place the sum would be rounded to few bits again."""
@@ -77,32 +137,27 @@ class Peft(Method):
         config = network.peft_config[network.active_adapter]
         tuner: Any = network.base_model
         base = tuner.unload().dequantize()
-        base = base.to(next(iter(weights.values())).dtype)
+        base = base.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
         adapted = peft.get_peft_model(base, config)
         peft.set_peft_model_state_dict(adapted, weights)
         merged: Any = adapted.base_model
         return merged.merge_and_unload()
 
 
-def _names_must_exist(config: peft.PeftConfig, network: nn.Module) -> None:
-    """Of several names, peft leaves out in silence those that match nothing."""
-    modules = [name for name, _ in network.named_modules()]
-    for field, option in {"target_modules": "targets", "modules_to_save": "modules_to_save"}.items():
-        wanted = getattr(config, field, None)
-        for name in sorted(wanted) if isinstance(wanted, list | set | tuple) else ():
-            if not any(module == name or module.endswith(f".{name}") for module in modules):
-                there = linear_layers(network) if option == "targets" else _last_names(modules)
-                raise UserError(f"method.{option}: the network has no {name!r}; there are {', '.join(there)}")
-
-
-def linear_layers(network: nn.Module) -> list[str]:
-    """The distinct last names of the linear layers, in the order in which they stand."""
-    return _last_names(name for name, module in network.named_modules() if isinstance(module, nn.Linear))
-
-
-def _last_names(names: Iterable[str]) -> list[str]:
-    last = (name.rsplit(".", 1)[-1] for name in names)
-    return list(dict.fromkeys(name for name in last if name and not name.isdigit()))
+def _check_config(directory: Path) -> None:
+    """Refuses what this peft would leave out with a warning, or trip over."""
+    path = directory / peft.utils.CONFIG_NAME
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
+    unknown = set(config) - {field.name for field in dataclasses.fields(known)} - {"runtime_config"} if known else set()
+    if known is None or unknown:
+        what = f"fields {', '.join(sorted(unknown))}" if known else f"peft_type {config.get('peft_type')}"
+        raise UserError(
+            f"{path} was written by peft {config.get('peft_version')}, and {what} means nothing to the installed "
+            f"{peft.__version__}: install the newer one"
+        )
 
 
 def _sentence(error: Exception) -> str:

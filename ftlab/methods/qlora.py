@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
-from ftlab.errors import UserError
-from ftlab.methods.lora import REWRITES_THE_BASE, LoRA
+import peft
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ftlab.methods import starts
+from ftlab.methods.lora import LoRA, Start
 from ftlab.networks import DType, Quantization
 
 
@@ -19,7 +24,8 @@ class QLoRA(LoRA):
         targets: Layers to adapt: `all-linear` (all but the head), last parts of their names, or a regular expression.
         dora: Learn magnitude and direction apart (DoRA, arXiv 2402.09353).
         rslora: Scale by alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
-        init: Where A and B start, as for LoRA; those that rewrite the base need a full-precision one.
+        init: Where A and B start, as for LoRA, of which those that rewrite the base need a full-precision one; `loftq`
+            (arXiv 2310.08659, one iteration) begins with the best approximation of what 4 bits have lost.
         ratio: B learns this many times as fast as A (LoRA+, arXiv 2402.12354).
         modules_to_save: Layers that are trained whole beside the adapters, such as `lm_head`.
         layers: Numbers of the decoder layers to adapt; all where none is given.
@@ -36,7 +42,7 @@ class QLoRA(LoRA):
         targets: str | list[str] = "all-linear",
         dora: bool = False,
         rslora: bool = False,
-        init: Literal["default", "gaussian", "orthogonal", "eva"] = "default",
+        init: Start | Literal["loftq"] = "default",
         ratio: float = 1.0,
         modules_to_save: list[str] | None = None,
         layers: list[int] | None = None,
@@ -44,9 +50,15 @@ class QLoRA(LoRA):
         double: bool = True,
         compute_dtype: DType = "bfloat16",
     ) -> None:
-        if init in REWRITES_THE_BASE:
-            raise UserError(
-                f"method.init {init} rewrites the base, which QLoRA holds in few bits: use LoRA, or another init"
-            )
-        super().__init__(r, alpha, dropout, targets, dora, rslora, init, ratio, modules_to_save, layers)
-        self.quantization = Quantization(kind, double, compute_dtype)
+        self._from_rounding = init == "loftq"
+        start: Any = "default" if self._from_rounding else init
+        super().__init__(r, alpha, dropout, targets, dora, rslora, start, ratio, modules_to_save, layers)
+        self._quantise(Quantization(kind, double, compute_dtype))
+        self.identity_at_start = not self._from_rounding
+
+    def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
+        adapted = super().adapt(network, batches)
+        if self._from_rounding:
+            assert isinstance(adapted, peft.PeftModel)
+            starts.take_from_rounding(adapted)
+        return adapted

@@ -20,14 +20,14 @@ from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
 from ftlab.data.streaming import streamed_steps
 from ftlab.errors import UserError
-from ftlab.evaluation.generation import Decoding, generate
+from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
 from ftlab.modules.devices import gathered, summed
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
-from ftlab.networks import Network
+from ftlab.networks import Network, base_kind
 
 
 class FinetuneModule(pl.LightningModule):
@@ -100,11 +100,35 @@ class FinetuneModule(pl.LightningModule):
         quantization = self.method.quantization
         device = self.trainer.strategy.root_device
         network = self.pretrained.model(quantization, device if quantization else "cpu")
-        batches = self._batches(device) if self.method.needs_batches else None
-        adapted = self.method.adapt(network, batches)
-        if self.gradient_checkpointing:
+        if (kind := base_kind(network)) not in self.method.bases:
+            raise UserError(
+                f"model.method: {type(self.method).__name__} does not work on a base in {kind}, which "
+                f"{self.pretrained.path} is, only on {', '.join(sorted(self.method.bases))}: take another of the two"
+            )
+        if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.network = adapted.train()
+        batches = self._batches(device) if self.method.needs_batches else None
+        self.network = self.method.adapt(network, batches).train()
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._check_room(self.network)
+
+    def _check_room(self, network: nn.Module) -> None:
+        """Virtual tokens and the longest row must fit into the context together.
+
+        Raises:
+            UserError: They do not.
+        """
+        virtual, context = virtual_tokens(network), self.pretrained.context_length()
+        if not virtual or context is None:
+            return
+        longest = self.data.encoder.max_length
+        if not self.data.streaming:
+            longest = int(self.data.rows("train").lengths.max())
+        if longest is None or longest + virtual > context:
+            raise UserError(
+                f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
+                f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
+            )
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:
         for batch in self.data.batches():

@@ -27,7 +27,7 @@ def attention_is_isolated(network: nn.Module, packs: int = 2) -> bool:
         Exception: What the network raises on such a batch, other than that it takes no `position_ids`.
     """
     device = next(network.parameters()).device
-    vocabulary = network.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     first, other, second = (
         torch.tensor([(vocabulary // 3 + step * place + 1) % vocabulary for place in range(5)], device=device)
         for step in (7, 11, 5)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from ftlab.methods import Full, LoRA, Method, Peft, QLoRA, ZeroShot
+from ftlab.methods import LISA, Full, LoRA, Method, Peft, QLoRA, ZeroShot
 from ftlab.networks import Network, Quantization, fingerprint, frozen_tensors
 
 EVERYTHING = r".*"
@@ -40,6 +40,10 @@ CASES = {
     "zero_shot": Case(ZeroShot, NOTHING),
     "full": Case(Full, EVERYTHING, whole_model=True),
     "full_patterns": Case(lambda: Full(["*.layers.1.mlp.*", "*norm*"]), r"layers\.1\.mlp\.|norm", whole_model=True),
+    "full_last_blocks": Case(lambda: Full(last_blocks=1), r"layers\.1\.", whole_model=True),
+    "full_norms": Case(lambda: Full(only="norms"), r"norm", whole_model=True),
+    "full_layerwise": Case(lambda: Full(layer_decay=0.9), EVERYTHING, whole_model=True),
+    "lisa": Case(lambda: LISA(active=2, interval=1), EVERYTHING, whole_model=True),
     "lora": Case(lambda: LoRA(r=4), ADAPTERS),
     "lora_some": Case(
         lambda: LoRA(r=4, alpha=3, targets=["q_proj", "v_proj"], layers=[1]),
@@ -52,6 +56,8 @@ CASES = {
     "pissa": Case(lambda: LoRA(r=4, init="pissa"), ADAPTERS, identity=False),
     "pissa_niter_16": Case(lambda: LoRA(r=4, init="pissa_niter_16"), ADAPTERS, identity=False),
     "olora": Case(lambda: LoRA(r=4, init="olora"), ADAPTERS, identity=False),
+    "corda": Case(lambda: LoRA(r=4, init="corda"), ADAPTERS, identity=False),
+    "lora_ga": Case(lambda: LoRA(r=4, init="lora_ga"), ADAPTERS, identity=False),
     "eva": Case(lambda: LoRA(r=4, init="eva"), ADAPTERS),
     "lora_plus": Case(lambda: LoRA(r=4, ratio=16), ADAPTERS),
     "modules_to_save": Case(
@@ -62,11 +68,12 @@ CASES = {
     "qlora_fp4": Case(_qlora("fp4"), ADAPTERS),
     "qlora_int8": Case(_qlora("int8"), ADAPTERS),
     "qlora_eva": Case(_qlora(init="eva"), ADAPTERS),
+    "loftq": Case(_qlora(init="loftq"), ADAPTERS, identity=False),
     "qlora_dora": Case(_qlora(dora=True), r"lora_([AB]|magnitude_vector)\.default"),
     "ia3": Case(lambda: Peft(peft.IA3Config()), r"ia3_l\.default$"),
 }
-REWRITING = {"pissa", "pissa_niter_16", "olora"}
-FOUR_BITS = {"qlora_nf4", "qlora_single", "qlora_fp4", "qlora_eva", "qlora_dora"}
+REWRITING = {"pissa", "pissa_niter_16", "olora", "corda", "lora_ga"}
+FOUR_BITS = {"qlora_nf4", "qlora_single", "qlora_fp4", "qlora_eva", "loftq", "qlora_dora"}
 
 
 @dataclass
@@ -108,7 +115,9 @@ def trained(
 
 def test_start_is_the_base_where_declared(trained: Trained, logits: Callable[[nn.Module], Tensor]) -> None:
     assert trained.method.identity_at_start == trained.case.identity
-    # also those that are not declared begin there, but for rounding: they only share the base out
+    if trained.name == "loftq":
+        return  # nearer to the base in full precision: tests/methods/test_starts.py
+    # the others that are not declared begin there, too, but for rounding: they only share the base out
     torch.testing.assert_close(trained.start, logits(trained.base), rtol=1e-4, atol=1e-4)
 
 
@@ -150,7 +159,22 @@ def test_same_seed_gives_the_same_start_and_another_seed_another(
         return fingerprint((n, p) for n, p in adapted.named_parameters() if p.requires_grad)
 
     assert start(0) == start(0)
-    drawn = {"pissa", "olora", "ia3", "eva", "qlora_eva", "zero_shot", "full", "full_patterns"}
+    drawn = {
+        "full_last_blocks",
+        "full_norms",
+        "full_layerwise",
+        "lisa",
+        "pissa",
+        "olora",
+        "ia3",
+        "eva",
+        "qlora_eva",
+        "corda",
+        "loftq",
+        "zero_shot",
+        "full",
+        "full_patterns",
+    }
     if trained.name not in drawn:  # whose start is a function of the base or of the data
         assert start(0) != start(1)
 

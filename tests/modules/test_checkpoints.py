@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ftlab.errors import UserError
-from ftlab.methods import Full, LoRA, Method, QLoRA
+from ftlab.methods import AdaLoRA, Full, LoRA, Method, QLoRA
 from ftlab.modules import Cosine, FinetuneModule
 from ftlab.networks import Network
 
@@ -45,6 +45,10 @@ METHODS: dict[str, Callable[[], Method]] = {
     "lora": lambda: LoRA(r=2, dropout=0.3),
     "pissa": lambda: LoRA(r=2, init="pissa", dropout=0.3),
     "pissa_niter_16": lambda: LoRA(r=2, init="pissa_niter_16"),
+    "corda": lambda: LoRA(r=2, init="corda"),
+    "lora_ga": lambda: LoRA(r=2, init="lora_ga"),
+    "loftq": lambda: QLoRA(r=2, init="loftq"),
+    "adalora": lambda: AdaLoRA(init_r=4, target_r=1, warmup=0.0, final=0.1, dropout=0.3),
     "eva": lambda: LoRA(r=2, init="eva", dropout=0.3),
     "modules_to_save": lambda: LoRA(r=2, modules_to_save=["lm_head"]),
     "qlora": lambda: QLoRA(r=2, dropout=0.3),
@@ -69,6 +73,8 @@ def test_checkpoint_holds_what_is_trained_and_resumes_exactly_in_mid_epoch(
     checkpoint = torch.load(path, weights_only=True)
     assert set(checkpoint["state_dict"]) == set(trained(whole))
     held = sum(tensor.nbytes for tensor in trained(whole).values())
+    own = checkpoint["ftlab"]["method"].values()
+    held += sum(t.nbytes for group in own if isinstance(group, dict) for t in group.values() if isinstance(t, Tensor))
     assert path.stat().st_size < 3 * held + 100_000  # the weights and Adam's two states of each
 
     resumed, others = module(), type(curves)()

@@ -1,0 +1,98 @@
+"""Which layers a peft configuration means: refused where they are not there, or are not what anybody asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import peft
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ftlab.errors import UserError
+
+
+def check_targets(config: peft.PeftConfig, network: PreTrainedModel) -> None:
+    """Refuses names that match nothing, a pattern that also takes the embeddings or the head, and too large a rank.
+
+    Raises:
+        UserError: One of these.
+    """
+    _names_exist(config, network)
+    _no_embedding_by_accident(config, network)
+    _rank_fits(config, network)
+
+
+def linear_layers(network: nn.Module) -> list[str]:
+    """The distinct last names of the linear layers, in the order in which they stand."""
+    return _last_names(name for name, module in network.named_modules() if isinstance(module, nn.Linear | Conv1D))
+
+
+def name_all_linear(config: Any, network: PreTrainedModel) -> None:
+    """Writes `all-linear` out as names, for what in peft takes names only. The head is not among them."""
+    if config.target_modules == "all-linear":
+        config.target_modules = [name for name in linear_layers(network) if name not in head_names(network)]
+
+
+def head_names(network: PreTrainedModel) -> set[str]:
+    """The name of the output layer, in a set; none where the network has none."""
+    return {name for name, module in network.named_modules() if module is network.get_output_embeddings()}
+
+
+def _names_exist(config: peft.PeftConfig, network: nn.Module) -> None:
+    """Of several names, peft leaves out in silence those that match nothing."""
+    modules = [name for name, _ in network.named_modules()]
+    for field, option in {"target_modules": "targets", "modules_to_save": "modules_to_save"}.items():
+        wanted = getattr(config, field, None)
+        for name in sorted(wanted) if isinstance(wanted, list | set | tuple) else ():
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                there = linear_layers(network) if option == "targets" else _last_names(modules)
+                raise UserError(f"method.{option}: the network has no {name!r}; there are {', '.join(there)}")
+
+
+def _no_embedding_by_accident(config: peft.PeftConfig, network: PreTrainedModel) -> None:
+    """A list of names asks for what it names; a regular expression must name it too."""
+    pattern = getattr(config, "target_modules", None)
+    if not isinstance(pattern, str) or pattern == "all-linear":
+        return
+    for module in (network.get_input_embeddings(), network.get_output_embeddings()):
+        for name, other in network.named_modules():
+            last = name.rsplit(".", 1)[-1]
+            if other is module and re.fullmatch(pattern, name) and last not in pattern:
+                raise UserError(
+                    f"method.targets: {pattern!r} also matches {name}, which holds the vocabulary; write {last} into "
+                    "the expression if that is meant, or make the expression narrower"
+                )
+
+
+def _rank_fits(config: peft.PeftConfig, network: PreTrainedModel) -> None:
+    """W + B A is of full rank at min(in, out): a larger one stores numbers that add nothing."""
+    if not isinstance(config, peft.LoraConfig):
+        return
+    rank = getattr(config, "init_r", config.r)
+    for name, layer in _adapted(config, network):
+        if isinstance(layer, nn.Linear) and rank > min(layer.in_features, layer.out_features):
+            raise UserError(
+                f"method.r is {rank}, and {name} has {layer.in_features} inputs and {layer.out_features} outputs: "
+                f"give at most {min(layer.in_features, layer.out_features)}, or leave {name.rsplit('.', 1)[-1]} out "
+                "of the targets"
+            )
+
+
+def _adapted(config: peft.PeftConfig, network: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    targets = getattr(config, "target_modules", None)
+    for name, module in network.named_modules():
+        if targets == "all-linear":
+            taken: object = name not in head_names(network)
+        else:
+            taken = targets is not None and check_target_module_exists(config, name)
+        if taken and not list(module.children()):
+            yield name, module
+
+
+def _last_names(names: Iterable[str]) -> list[str]:
+    last = (name.rsplit(".", 1)[-1] for name in names)
+    return list(dict.fromkeys(name for name in last if name and not name.isdigit()))
