@@ -7,6 +7,7 @@ from ftlab.methods.lisa import LISA
 from ftlab.methods.lora import LoRA
 from ftlab.methods.peft import Peft
 from ftlab.methods.qlora import QLoRA
+from ftlab.methods.xlora import XLoRA
 from ftlab.methods.zero_shot import ZeroShot
 
-__all__ = ["LISA", "AdaLoRA", "Full", "LoRA", "Method", "Peft", "QLoRA", "ZeroShot"]
+__all__ = ["LISA", "AdaLoRA", "Full", "LoRA", "Method", "Peft", "QLoRA", "XLoRA", "ZeroShot"]

@@ -52,7 +52,7 @@ def refusal(config: peft.PeftConfig) -> str | None:
     if name in ("Poly", "MultitaskPromptTuning"):
         return "it wants a task number with each record, which batches do not carry"
     if name == "XLora":
-        return "peft leaves the first layer of its router out when it saves it"
+        return "peft leaves the first layer of its router out when it saves it: use ftlab.methods.XLoRA"
     if name == "Shadow" or (lora and (lora.monteclora_config or lora.kasa_config)):
         return "a part of its loss is only added where peft computes the loss itself, which is not the one trained here"
     if name == "CPT" and getattr(config, "opt_weighted_loss_type", "none") != "none":

@@ -1,0 +1,93 @@
+"""X-LoRA: a router that mixes trained LoRA adapters, layer by layer and token by token (Buehler & Buehler 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import peft
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ftlab.errors import UserError
+from ftlab.methods.peft import Peft
+
+ROUTER = "internal_xlora_classifier"
+
+
+class XLoRA(Peft):
+    """Trains a router over frozen LoRA adapters of the same base (X-LoRA, arXiv 2402.07148).
+
+    It reads the hidden states of a first pass over the base, so that a step costs two forward passes, and answers are
+    generated without a cache. It has no merged form, as the mixture depends on the text.
+
+    Args:
+        adapters: Directories of trained LoRA adapters, such as `model/` of runs.
+        layerwise: A mixture of its own for every layer; otherwise one for all.
+        depth: Linear layers of the router.
+        size: Its hidden units, where `depth` is above 1.
+        dropout: Share of its hidden units that are dropped in training.
+    """
+
+    def __init__(
+        self,
+        adapters: list[str],
+        layerwise: bool = True,
+        depth: int = 1,
+        size: int = 2048,
+        dropout: float = 0.2,
+    ) -> None:
+        missing = [adapter for adapter in adapters if not (Path(adapter) / peft.utils.CONFIG_NAME).is_file()]
+        if missing or len(adapters) < 2:
+            raise UserError(
+                f"method.adapters: {missing[0]} holds no {peft.utils.CONFIG_NAME}: give directories of LoRA adapters"
+                if missing
+                else f"method.adapters has {len(adapters)}: there is nothing to mix with fewer than two"
+            )
+        super().__init__(
+            peft.XLoraConfig(
+                hidden_size=1,  # that of the network: see config_for
+                adapters={str(number): adapter for number, adapter in enumerate(adapters)},  # peft wants these names
+                layerwise_scalings=layerwise,
+                xlora_depth=depth,
+                xlora_size=size,
+                xlora_dropout_p=dropout,
+            )
+        )
+
+    def config_for(self, network: PreTrainedModel) -> peft.PeftConfig:
+        config: Any = super().config_for(network)
+        config.hidden_size = network.config.get_text_config(decoder=True).hidden_size
+        return config
+
+    def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
+        if network.is_gradient_checkpointing:
+            raise UserError(
+                "model.gradient_checkpointing: X-LoRA's two passes cannot be computed again: set it to false"
+            )
+        network.config.use_cache = False
+        return super().adapt(network, batches)
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        """As peft does, and the first layer of the router, which peft takes for the adapter "0" and leaves out."""
+        super().save(network, directory)
+        path = directory / "adapter_model.safetensors"
+        save_file(load_file(path) | _lost(network), path, metadata={"format": "pt"})
+
+    def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
+        network.config.use_cache = False
+        loaded = super().load(network, directory)
+        saved = load_file(directory / "adapter_model.safetensors")
+        for name, tensor in _lost(loaded).items():
+            tensor.copy_(saved[name])
+        return loaded
+
+    def merge(self, network: nn.Module) -> PreTrainedModel:
+        raise UserError("X-LoRA has no merged form, as its mixture depends on the text: export the adapter instead")
+
+
+def _lost(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the router, by the names under which the network holds them."""
+    return {name: tensor.detach() for name, tensor in network.named_parameters() if ROUTER in name}
