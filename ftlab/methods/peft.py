@@ -21,7 +21,7 @@ from ftlab.errors import UserError
 from ftlab.methods import starts
 from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
-from ftlab.methods.targets import check_targets, linear_layers
+from ftlab.methods.targets import check_targets, keep_tied, linear_layers
 from ftlab.methods.traits import bases_of, refusal, starts_as_the_base
 from ftlab.networks import Quantization
 
@@ -61,6 +61,7 @@ class Peft(Method):
         config = self.config_for(network)
         config.task_type = config.task_type or peft.TaskType.CAUSAL_LM
         check_targets(config, network)
+        keep_tied(config, network)
         self._base = Base.of(network)
         try:
             with warnings.catch_warnings():

@@ -23,6 +23,7 @@ def check_targets(config: peft.PeftConfig, network: PreTrainedModel) -> None:
     """
     _names_exist(config, network)
     _no_embedding_by_accident(config, network)
+    _nothing_tied(config, network)
     _rank_fits(config, network)
 
 
@@ -35,6 +36,13 @@ def name_all_linear(config: Any, network: PreTrainedModel) -> None:
     """Writes `all-linear` out as names, for what in peft takes names only. The head is not among them."""
     if config.target_modules == "all-linear":
         config.target_modules = [name for name in linear_layers(network) if name not in head_names(network)]
+
+
+def keep_tied(config: Any, network: PreTrainedModel) -> None:
+    """Has peft train tied embeddings as the one matrix that they are, where either is trained whole beside LoRA."""
+    wanted = getattr(config, "modules_to_save", None) or ()
+    if isinstance(config, peft.LoraConfig) and any(_last(name) in wanted for name in _tied_names(network)):
+        config.ensure_weight_tying = True
 
 
 def head_names(network: PreTrainedModel) -> set[str]:
@@ -60,12 +68,33 @@ def _no_embedding_by_accident(config: peft.PeftConfig, network: PreTrainedModel)
         return
     for module in (network.get_input_embeddings(), network.get_output_embeddings()):
         for name, other in network.named_modules():
-            last = name.rsplit(".", 1)[-1]
+            last = _last(name)
             if other is module and re.fullmatch(pattern, name) and last not in pattern:
                 raise UserError(
                     f"method.targets: {pattern!r} also matches {name}, which holds the vocabulary; write {last} into "
                     "the expression if that is meant, or make the expression narrower"
                 )
+
+
+def _nothing_tied(config: peft.PeftConfig, network: PreTrainedModel) -> None:
+    """An update beside one use of a shared matrix is none of the other: it could never be folded in."""
+    if isinstance(config, peft.TrainableTokensConfig):  # rows of it, which peft changes at both ends
+        return
+    for name, _ in _adapted(config, network):
+        if name in _tied_names(network):
+            raise UserError(
+                f"method.targets: {name} shares its matrix with the other end of the network (tied embeddings), and "
+                "an update of one is not one of both: leave it out, or train it whole with modules_to_save "
+                f"[{_last(name)}]"
+            )
+
+
+def _tied_names(network: PreTrainedModel) -> list[str]:
+    """The names of the embeddings and of the head, where they share a matrix."""
+    ends = [network.get_input_embeddings(), network.get_output_embeddings()]
+    if None in ends or getattr(ends[0], "weight", 0) is not getattr(ends[1], "weight", 1):
+        return []
+    return [name for name, module in network.named_modules() if any(module is end for end in ends)]
 
 
 def _rank_fits(config: peft.PeftConfig, network: PreTrainedModel) -> None:
@@ -77,7 +106,7 @@ def _rank_fits(config: peft.PeftConfig, network: PreTrainedModel) -> None:
         if isinstance(layer, nn.Linear) and rank > min(layer.in_features, layer.out_features):
             raise UserError(
                 f"method.r is {rank}, and {name} has {layer.in_features} inputs and {layer.out_features} outputs: "
-                f"give at most {min(layer.in_features, layer.out_features)}, or leave {name.rsplit('.', 1)[-1]} out "
+                f"give at most {min(layer.in_features, layer.out_features)}, or leave {_last(name)} out "
                 "of the targets"
             )
 
@@ -86,13 +115,17 @@ def _adapted(config: peft.PeftConfig, network: PreTrainedModel) -> Iterator[tupl
     targets = getattr(config, "target_modules", None)
     for name, module in network.named_modules():
         if targets == "all-linear":
-            taken: object = name not in head_names(network)
+            taken: object = isinstance(module, nn.Linear | Conv1D) and name not in head_names(network)
         else:
             taken = targets is not None and check_target_module_exists(config, name)
         if taken and not list(module.children()):
             yield name, module
 
 
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
 def _last_names(names: Iterable[str]) -> list[str]:
-    last = (name.rsplit(".", 1)[-1] for name in names)
+    last = (_last(name) for name in names)
     return list(dict.fromkeys(name for name in last if name and not name.isdigit()))

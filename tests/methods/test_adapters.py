@@ -141,6 +141,8 @@ def test_training_one_of_two_tied_layers_whole_gives_the_same_answers_everywhere
 ) -> None:
     method = LoRA(r=4, modules_to_save=[layer])
     adapted = adapt(method, tied_network)
+    trained = [name for name in method.trained(adapted) if "lora_" not in name]
+    assert len(trained) == 1  # the one matrix that they are
     train(method, adapted)
     expected = logits(adapted)
     method.save(adapted, tmp_path / "adapter")
@@ -148,6 +150,7 @@ def test_training_one_of_two_tied_layers_whole_gives_the_same_answers_everywhere
     torch.testing.assert_close(logits(opened), expected, rtol=1e-5, atol=1e-5)
     merged = method.merge(method.load(tied_network.model(), tmp_path / "adapter"))
     torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    assert merged.lm_head.weight.data_ptr() == merged.model.embed_tokens.weight.data_ptr()
     merged.save_pretrained(tmp_path / "merged")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(opened), expected, rtol=1e-4, atol=1e-4)

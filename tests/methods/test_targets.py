@@ -23,6 +23,12 @@ def test_the_vocabulary_is_adapted_where_it_is_named(network: Network, targets: 
     assert any("lm_head" in name or "embed_tokens" in name for name in names)
 
 
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens", "q_proj"], r".*(q_proj|lm_head)"])
+def test_one_use_of_a_tied_matrix_is_refused(tied_network: Network, targets: str | list[str]) -> None:
+    with pytest.raises(UserError, match=r"(lm_head|embed_tokens) shares its matrix"):
+        LoRA(r=4, targets=targets).adapt(tied_network.model())
+
+
 @pytest.mark.parametrize("base", [None, "nf4"])
 @pytest.mark.parametrize(
     ("method", "said"),
