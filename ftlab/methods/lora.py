@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import peft
+from peft.tuners.lora.config import CordaConfig
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -65,6 +66,10 @@ class LoRA(Peft):
                 use_rslora=rslora,
                 init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]  # pissa_niter_16
                 modules_to_save=modules_to_save,
+                # peft takes the same where none is given, with a warning
+                eva_config=peft.EvaConfig() if init == "eva" else None,
+                corda_config=CordaConfig() if init == "corda" else None,
+                lora_ga_config=peft.LoraGAConfig() if init == "lora_ga" else None,
             )
         )
         if layers is not None and isinstance(targets, str) and targets != "all-linear":

@@ -63,6 +63,7 @@ class Peft(Method):
         check_targets(config, network)
         keep_tied(config, network)
         self._base = Base.of(network)
+        layers = ", ".join(linear_layers(network))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Invalid `")  # OFT: it would take another block size
@@ -72,7 +73,7 @@ class Peft(Method):
         except Exception as error:  # peft says with whatever comes what it cannot do
             raise UserError(
                 f"method: {type(self.config).__name__} cannot adapt {type(network).__name__} ({_sentence(error)}); "
-                f"its linear layers are {', '.join(linear_layers(network))}"
+                f"its linear layers are {layers}"
             ) from error
         if starts.rewrites_the_base(config):
             self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
@@ -112,6 +113,7 @@ class Peft(Method):
         check_base(directory, network)
         _check_config(directory)
         self._base = Base.of(network)
+        layers = ", ".join(linear_layers(network))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")

@@ -9,7 +9,6 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora.bnb import Linear4bit
-from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
@@ -64,13 +63,9 @@ def adapted(network: PreTrainedModel, config: Any, batches: Batches | None) -> p
     if start in ("corda", "lora_ga"):
         name_all_linear(config, network)
     if start == "corda":
-        config.corda_config = config.corda_config or CordaConfig(corda_method="ipm")
         preprocess_corda(network, config, run_model=lambda: _see_rows(network, batches))
     elif start == "lora_ga":
-        config.lora_ga_config = config.lora_ga_config or peft.LoraGAConfig()
         preprocess_loraga(network, config, train_step=lambda: _back_propagate(network, batches))
-    elif start == "eva":
-        config.eva_config = config.eva_config or peft.EvaConfig()
     model: Any = peft.get_peft_model(network, config)
     if start == "eva":
         # a list, as peft asks for its length and goes through it more than once
