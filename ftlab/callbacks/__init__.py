@@ -4,6 +4,7 @@ from ftlab.callbacks.checkpoints import Checkpoints
 from ftlab.callbacks.frozen_base import FrozenBase
 from ftlab.callbacks.metrics_csv import MetricsCSV
 from ftlab.callbacks.model_writer import ModelWriter
+from ftlab.callbacks.neftune import NEFTune
 from ftlab.callbacks.throughput import Throughput, peak_memory
 
-__all__ = ["Checkpoints", "FrozenBase", "MetricsCSV", "ModelWriter", "Throughput", "peak_memory"]
+__all__ = ["Checkpoints", "FrozenBase", "MetricsCSV", "ModelWriter", "NEFTune", "Throughput", "peak_memory"]

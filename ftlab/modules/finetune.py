@@ -25,6 +25,7 @@ from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
 from ftlab.modules.devices import gathered, summed
 from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network, base_kind
@@ -169,6 +170,7 @@ class FinetuneModule(pl.LightningModule):
                 "bf16-mixed, or 32-true where the device has no bfloat16"
             )
         assert self.network is not None
+        mark_hidden(self.network)
         groups = self.method.param_groups(self.network)
         try:
             optimizer = self.optimizer(groups)

@@ -1,4 +1,4 @@
-"""Optimisers that need a choice by device; every other is named in the YAML by its own class."""
+"""8-bit AdamW in paged memory where there is any."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch.optim import AdamW, Optimizer
 
 
 class PagedAdamW(Optimizer):
-    """AdamW with 8-bit states in paged memory on CUDA (Dettmers et al. 2022, 2023), torch's fused AdamW elsewhere.
+    """On CUDA, AdamW with 8-bit states (Dettmers et al. 2022, arXiv 2110.02861) in paged memory (Dettmers et al. 2023,
+    arXiv 2305.14314); elsewhere torch's fused AdamW.
 
-    What is made is one of the two, by where the parameters are: bitsandbytes has no 8-bit states on the CPU. It is a
-    class and no function, as the command line configures the arguments of classes only.
+    What is made is one of the two, by where the parameters are: on a CPU 8 bits cost many times the step
+    (docs/how-to/optimizers.md). Tensors of fewer than 4,096 elements keep 32-bit states, as they do in bitsandbytes.
+    It is a class and no function, as the command line configures the arguments of classes only.
 
     Args:
         params: Groups of parameters.
