@@ -19,7 +19,8 @@ FLOORS = [
     {"modules"},
     {"callbacks"},
     {"sweeps", "reports", "planning"},
-    {"cli", "testing"},
+    {"testing"},
+    {"cli"},
     {"__main__"},
 ]
 METHODS = set(ftlab.methods.__all__) - {"Method"}

@@ -18,9 +18,15 @@ VERBS = {
     "prepare": "run the data of an experiment alone: what was read, left out and why, split, leaked, how long",
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
+    "check-method": "try a method of your own on all that ftlab relies on",
 }
 
-_MODULES = {"prepare": "ftlab.cli.prepare", "generate": "ftlab.cli.generate", "export": "ftlab.cli.export"}
+_MODULES = {
+    "prepare": "ftlab.cli.prepare",
+    "generate": "ftlab.cli.generate",
+    "export": "ftlab.cli.export",
+    "check-method": "ftlab.cli.check_method",
+}
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
 
@@ -39,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verbose:
         del arguments[0]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {verb:<10}{does}" for verb, does in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {verb:<14}{does}" for verb, does in VERBS.items())))
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"ftlab {__version__}")

@@ -24,6 +24,7 @@ from torch import nn
 from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Throughput
 from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand, read_config
+from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import one_line, sentence
 from ftlab.cli.wandb import WandbOptions, wandb_logger
 from ftlab.data import FinetuneData
@@ -61,7 +62,7 @@ class Experiment(LightningCLI):
         transformers.utils.logging.disable_progress_bar()  # bars of milliseconds at every network that is opened
         self.files = config_files(arguments)
         try:
-            with _arguments(expand(arguments)), trainer_refusals():
+            with _arguments(with_methods(expand(arguments))), trainer_refusals():
                 super().__init__(
                     FinetuneModule,
                     FinetuneData,

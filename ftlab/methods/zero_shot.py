@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.methods.base import Method
+from ftlab.networks import base_kind
 
 
 class ZeroShot(Method):
     """The pretrained network as it is."""
 
     trains: ClassVar[bool] = False
+    bases = frozenset({"full", "nf4", "fp4", "int8", "torchao", "torchao-dynamic", "hqq", "gptq", "awq"})
 
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
         return network.requires_grad_(False)
@@ -32,4 +34,4 @@ class ZeroShot(Method):
 
     def merge(self, network: nn.Module) -> PreTrainedModel:
         assert isinstance(network, PreTrainedModel)
-        return network
+        return network if base_kind(network) == "full" else network.dequantize()
