@@ -6,15 +6,17 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
 from ftlab.errors import UserError
-from ftlab.networks import Network, Quantization, count_parameters, fingerprint, frozen_tensors
+from ftlab.networks import Network, Quantization, base_kind, count_parameters, fingerprint, frozen_tensors
 
 IDS = torch.tensor([[3, 141, 59, 265, 358, 979]])
 
@@ -221,6 +223,95 @@ class TestQuantised:
         model = network.model(Quantization("nf4", storage_dtype=storage))
         assert model.model.layers[0].mlp.down_proj.weight.dtype == getattr(torch, storage)
         assert torch.isfinite(model(IDS).logits).all()
+
+
+class TestQuantisedByOthers:
+    """Checkpoints whose config.json says that they are quantised."""
+
+    def said(self, copied: Path, **said: Any) -> Network:
+        config = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+        return Network(str(copied))
+
+    @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+    def test_bitsandbytes_checkpoint_is_opened_as_it_comes(self, network: Network, kind: str, tmp_path: Path) -> None:
+        quantised = network.model(Quantization(kind, compute_dtype="float32"))
+        quantised.save_pretrained(tmp_path)
+        opened = Network(str(tmp_path)).model()
+        before = fingerprint(frozen_tensors(opened, ()))
+        assert base_kind(opened) == base_kind(opened.config) == kind
+        torch.testing.assert_close(opened(IDS).logits, quantised(IDS).logits, rtol=0, atol=0)
+        assert fingerprint(frozen_tensors(opened, ())) == before  # not repacked either
+
+    def test_quantising_it_once_more_is_refused(self, network: Network, tmp_path: Path) -> None:
+        network.model(Quantization("fp4")).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"quantised already \(fp4\), and the method asks for nf4 on top"):
+            Network(str(tmp_path)).model(Quantization("nf4"))
+
+    @pytest.mark.parametrize(
+        ("kind", "packages"),
+        [("torchao", "torchao"), ("hqq", "hqq"), ("gptq", "gptqmodel optimum"), ("awq", "gptqmodel")],
+    )
+    def test_missing_package_is_named(
+        self, kind: str, packages: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(UserError, match=rf"quantised by {kind}, .* pip install {packages}$"):
+            self.said(copied, quant_method=kind).model()
+
+    def test_way_that_transformers_does_not_know(self, copied: Path) -> None:
+        with pytest.raises(UserError, match=r"compressed-tensors|compressed_tensors"):
+            self.said(copied, quant_method="compressed-tensors").model()
+
+    def test_random_weights_cannot_be_quantised(self, copied: Path) -> None:
+        quantised = self.said(copied, quant_method="torchao")
+        with pytest.raises(UserError, match=r"network\.random_weights"):
+            Network(quantised.path, random_weights=True).model()
+
+    @pytest.fixture
+    def of_torchao(self, network: Network, tmp_path: Path) -> Network:
+        quantization = pytest.importorskip("torchao.quantization")
+        few_bits = TorchAoConfig(quantization.Int8WeightOnlyConfig())
+        AutoModelForCausalLM.from_pretrained(network.path, quantization_config=few_bits).save_pretrained(tmp_path)
+        return Network(str(tmp_path))
+
+    def test_torchao_is_opened_and_learns_by_lora(self, network: Network, of_torchao: Network) -> None:
+        opened = of_torchao.model()
+        assert base_kind(opened) == "torchao"
+        assert type(opened.model.layers[0].mlp.down_proj.weight).__module__.startswith("torchao")
+        assert count_parameters(opened, ())[1] == count_parameters(network.model(), ())[1]
+        adapted: Any = peft.get_peft_model(opened, peft.LoraConfig(target_modules="all-linear"))
+        assert base_kind(adapted) == "torchao"
+        trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+        before = fingerprint(frozen_tensors(adapted, trained))
+        optimizer = torch.optim.AdamW([adapted.get_parameter(name) for name in trained], lr=1e-2)
+        losses = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = adapted(input_ids=IDS, labels=IDS).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0]
+        assert fingerprint(frozen_tensors(adapted, trained)) == before
+
+    @pytest.mark.parametrize("part", ["qdata", "scale"])
+    def test_one_changed_byte_of_torchao_shows(self, of_torchao: Network, part: str) -> None:
+        opened = of_torchao.model()
+        before = fingerprint(frozen_tensors(opened, ()))
+        _flip_bit(getattr(opened.model.layers[0].mlp.down_proj.weight, part))
+        assert fingerprint(frozen_tensors(opened, ())) != before
+
+    def test_torchao_that_quantises_activations_is_a_kind_of_its_own(self, network: Network) -> None:
+        quantization = pytest.importorskip("torchao.quantization")
+        few_bits = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
+        opened = AutoModelForCausalLM.from_pretrained(network.path, quantization_config=few_bits)
+        assert base_kind(opened) == "torchao-dynamic"
+        layer = opened.model.layers[0].mlp.down_proj
+        assert not layer(torch.ones(1, 96, requires_grad=True)).requires_grad  # which is why
+
+    def test_full_precision_is_a_kind_too(self, network: Network) -> None:
+        assert base_kind(network.model()) == base_kind(network.config()) == "full"
 
 
 def _flip_bit(tensor: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -105,6 +106,12 @@ class AdaLoRA(Peft):
     def after_step(self, network: nn.Module, step: int) -> None:
         """Weighs the entries by their gradients, and cuts down to the budget of `step`."""
         _tuner(network).update_and_allocate(step)
+
+    def save(self, network: nn.Module, directory: Path) -> None:
+        config = _config(network)
+        ranks = config.rank_pattern
+        super().save(network, directory)
+        config.rank_pattern = ranks  # peft saves under other names, and leaves these behind
 
     def state(self, network: nn.Module) -> dict[str, Any]:
         """The importances so far, and which ranks are left."""

@@ -23,7 +23,7 @@ from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
 from ftlab.methods.targets import check_targets, keep_tied, linear_layers
 from ftlab.methods.traits import bases_of, refusal, starts_as_the_base
-from ftlab.networks import Quantization
+from ftlab.networks import Quantization, base_kind
 
 
 class Peft(Method):
@@ -113,7 +113,6 @@ class Peft(Method):
         check_base(directory, network)
         _check_config(directory)
         self._base = Base.of(network)
-        layers = ", ".join(linear_layers(network))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -127,7 +126,7 @@ class Peft(Method):
         if not hasattr(tuner, "merge_and_unload"):
             raise UserError(f"{type(self.config).__name__} has no merged form: export the adapter instead")
         try:
-            return self._merge_dequantised(network) if self.quantization else tuner.merge_and_unload()
+            return tuner.merge_and_unload() if base_kind(network) == "full" else self._merge_dequantised(network)
         except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{type(self.config).__name__} cannot be folded into the weights ({_sentence(error)}): export the "

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ftlab.methods import starts
 from ftlab.methods.lora import LoRA, Start
+from ftlab.methods.traits import FOUR_BITS
 from ftlab.networks import DType, Quantization
 
 
@@ -53,6 +54,8 @@ class QLoRA(LoRA):
         self._from_rounding = init == "loftq"
         start: Any = "default" if self._from_rounding else init
         super().__init__(r, alpha, dropout, targets, dora, rslora, start, ratio, modules_to_save, layers)
+        if self._from_rounding:
+            self.bases = FOUR_BITS
         self._quantise(Quantization(kind, double, compute_dtype))
         self.identity_at_start = not self._from_rounding
 

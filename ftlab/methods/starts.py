@@ -56,24 +56,36 @@ def adapted(network: PreTrainedModel, config: Any, batches: Batches | None) -> p
         UserError: The start needs data and there is none.
     """
     start = kind(config)
-    if batches is None:
-        if needs_batches(config):
-            raise UserError(f"method.init {start} needs training data: give data.path")
-        batches = ()
+    if batches is None and needs_batches(config):
+        raise UserError(f"method.init {start} needs training data: give data.path")
+    rows: Batches = () if batches is None else batches
     if start in ("corda", "lora_ga"):
         name_all_linear(config, network)
     if start == "corda":
-        preprocess_corda(network, config, run_model=lambda: _see_rows(network, batches))
+        preprocess_corda(network, config, run_model=lambda: _see_rows(network, rows))
     elif start == "lora_ga":
-        preprocess_loraga(network, config, train_step=lambda: _back_propagate(network, batches))
+        preprocess_loraga(network, config, train_step=lambda: _back_propagate(network, rows))
+    if start == "eva":
+        rows = list(rows)  # peft asks for their length and goes through them more than once
+        _enough_to_see(config, rows)
     model: Any = peft.get_peft_model(network, config)
     if start == "eva":
-        # a list, as peft asks for its length and goes through it more than once
-        peft.initialize_lora_eva_weights(model, list(batches), show_progress_bar=False)
+        peft.initialize_lora_eva_weights(model, rows, show_progress_bar=False)
         for parameter in model.parameters():
             if parameter.requires_grad:  # left in the type of the activations, which may be bfloat16
                 parameter.data = parameter.data.float()
     return model
+
+
+def _enough_to_see(config: Any, batches: list[dict[str, Tensor]]) -> None:
+    """EVA passes over batches with too few learned tokens for its directions, for ever where all have too few."""
+    needed = int(config.eva_config.rho * config.r)
+    most = max((int((batch["labels"] != -100).sum()) for batch in batches), default=0)
+    if most <= needed:
+        raise UserError(
+            f"method.init eva finds directions for r {config.r} in batches of more than {needed} learned tokens, and "
+            f"the largest has {most}: raise data.batch_size or lower method.r"
+        )
 
 
 @torch.no_grad()

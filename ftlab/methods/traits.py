@@ -13,23 +13,26 @@ import peft
 from ftlab.methods import starts
 
 FOUR_BITS = frozenset({"nf4", "fp4"})
-EVERY = FOUR_BITS | {"full", "int8"}
+EVERY = FOUR_BITS | {"full", "int8", "torchao"}
 
 _ON_EVERY_BASE = """
     AdaLora AdaptionPrompt BOFT Beft C3A CPT Cartridge FourierFT Gralora Hira IA3 LNTuning Lily Lora Miss OFT
     PrefixTuning PromptEncoder PromptTuning Pvera RandLora Road Shira TrainableTokens VBLoRA Vera WaveFT
 """
 _NOT_ON_FOUR_BITS = "LoHa LoKr"
-# of the last four, a decomposition of the base that is put together again
-_STARTS_ELSEWHERE = "CPT Cartridge PrefixTuning PromptEncoder PromptTuning UniLora VBLoRA Deft Frod HRA OSF"
+# of the last four it is a decomposition of the base that is put together again
+_STARTS_ELSEWHERE = "CPT Cartridge PrefixTuning PromptEncoder PromptTuning UniLora VBLoRA XLora Deft Frod HRA OSF"
 
 
 def bases_of(config: peft.PeftConfig) -> frozenset[str]:
-    """The bases on which a configuration works: "full" and kinds of `Quantization`."""
-    if _name(config) in _NOT_ON_FOUR_BITS.split():
+    """The bases on which a configuration works: "full", kinds of `Quantization`, and "torchao" checkpoints."""
+    name = _name(config)
+    if name in _NOT_ON_FOUR_BITS.split():
         return EVERY - FOUR_BITS
-    if _name(config) not in _ON_EVERY_BASE.split():
+    if name not in _ON_EVERY_BASE.split():
         return frozenset({"full"})
+    if name == "Hira":
+        return EVERY - {"torchao"}
     return _bases_of_lora(config) if isinstance(config, peft.LoraConfig) else EVERY
 
 
@@ -72,6 +75,9 @@ def _name(config: peft.PeftConfig) -> str:
 
 def _bases_of_lora(config: peft.LoraConfig) -> frozenset[str]:
     """LoRA's variants: those that compute with the weight itself need all of it."""
-    if starts.rewrites_the_base(config) or starts.kind(config) == "orthogonal" or config.layer_replication:
+    with_the_weight = starts.rewrites_the_base(config) or starts.kind(config) in ("orthogonal", "mica")
+    if with_the_weight or config.layer_replication:
         return frozenset({"full"})
+    if config.lora_bias:
+        return EVERY - {"torchao"}
     return EVERY - {"int8"} if config.use_dora else EVERY

@@ -19,8 +19,8 @@ from ftlab.modules import FinetuneModule
 
 MODEL_FILES = {
     "full": {"config.json", "generation_config.json", "model.safetensors"},
-    "lora": {"adapter_config.json", "adapter_model.safetensors"},
-    "qlora": {"adapter_config.json", "adapter_model.safetensors"},
+    "lora": {"adapter_config.json", "adapter_model.safetensors", "base.json"},
+    "qlora": {"adapter_config.json", "adapter_model.safetensors", "base.json"},
     "zeroshot": {"base.json"},
 }
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

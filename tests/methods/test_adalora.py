@@ -80,7 +80,9 @@ def test_saved_with_the_ranks_that_are_left(
 ) -> None:
     method, adapted, _ = trained
     expected = logits(adapted)
+    kept_before = method.state(adapted)["ranks"]
     method.save(adapted, tmp_path)
+    assert method.state(adapted)["ranks"] == kept_before
     loaded = method.load(network.model(), tmp_path)
     torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-5)
     ranks = [p.numel() for name, p in loaded.named_parameters() if "lora_E" in name]

@@ -79,6 +79,11 @@ def test_without_data_they_are_refused(network: Network, init: str) -> None:
         LoRA(r=RANK, init=init).adapt(network.model())  # type: ignore[arg-type]
 
 
+def test_eva_with_too_few_learned_tokens_is_refused(network: Network, batches: list[dict[str, Tensor]]) -> None:
+    with pytest.raises(UserError, match="more than 24 learned tokens, and the largest has 24"):  # rho 2, four rows of 6
+        LoRA(r=12, init="eva").adapt(network.model(), iter(batches))
+
+
 @pytest.mark.parametrize("init", ["orthogonal", "pissa", "olora", "corda", "lora_ga"])
 def test_a_start_that_computes_with_the_weight_is_refused_on_few_bits(init: str) -> None:
     with pytest.raises(UserError, match=f"with init {init} does not work on a base in nf4, only on full"):

@@ -43,7 +43,7 @@ class TestVirtualTokens:
     def test_packing_is_refused(
         self, config: peft.PeftConfig, make_module: Make, make_data: Make, make_trainer: Make
     ) -> None:
-        with pytest.raises(UserError, match="set data.batching to bucket"):
+        with pytest.raises(UserError, match=r"set data\.batching to bucket"):
             make_trainer(max_steps=1).fit(make_module(Peft(config)), make_data(batching="pack", max_length=64))
 
 
