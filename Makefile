@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo methods test check bench lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -18,6 +18,11 @@ help:  ## list the targets
 
 demo: $(INSTALLED)  ## train and compare zero-shot, full, LoRA and QLoRA on what ships with ftlab
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/demo.py
+
+methods: $(INSTALLED)  ## train many methods alike and compare them; on E2E, too, with NETWORK=DIR DATA=DIR
+	HF_HUB_OFFLINE=1 .venv/bin/python scripts/methods.py --task demo --jobs 2
+	$(if $(and $(NETWORK),$(DATA)),HF_HUB_OFFLINE=1 .venv/bin/python scripts/methods.py --task e2e --jobs 2 \
+		--network '$(NETWORK)' --data '$(DATA)')
 
 test: check  ## check, then the default tests
 	$(PYTEST)

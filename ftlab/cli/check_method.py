@@ -45,7 +45,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def _parser(verb: str, method: type[Method] | None) -> ArgumentParser:
-    said = inspect.getdoc(method) if method else f"ftlab {verb} my.py:MyMethod --help also shows the method's options."
+    said = f"ftlab {verb} my.py:MyMethod --help also shows the method's options."
+    if method:
+        said = (inspect.getdoc(method) or "").split("\n\nArgs:")[0]  # which stand among the options
     parser = own_parser(verb, f"{VERBS[verb]}.\n\n{said}")
     parser.add_argument("target", type=str, help="my.py:MyMethod, a dotted path, or a short name")
     if method:

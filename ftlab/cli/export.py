@@ -1,80 +1,175 @@
-"""`ftlab export RUN DIR`: the adapter or the merged model, checked against the run before it says done."""
+"""`ftlab export RUN DIR`: an adapter, an adapter in few bits, or a merged model, compared with the run before it says
+done."""
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from jsonargparse import Namespace
+from rich.console import Console
+from torch import nn
+from transformers import AutoModelForCausalLM
 
+from ftlab.cli.comparison import Answers, Comparison, Judge
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
+from ftlab.methods import adapter_bits
+from ftlab.networks import DType, base_kind
+from ftlab.reports.model_card import model_card
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
-    """Writes the export, opens it again, compares its logits with the run's, and only then puts it in place."""
-    parser = own_parser(verb, "Writes a run's model for use elsewhere.")
-    parser.add_argument("run", type=Path, help="directory of a finished run")
+    """Writes the export, opens it again, compares its answers with the run's, and only then puts it in place."""
+    parser = own_parser(verb, "Writes a run's model for use elsewhere, compared with the run before it says done.")
+    parser.add_argument("run", type=Path, help="directory of a finished run; or an export in few bits, to widen again")
     parser.add_argument("to", type=Path, help="directory to write; it must not exist yet")
-    parser.add_argument("--merge", type=bool, default=False, help="fold the method away: plain weights, no peft needed")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest difference of a logit that is accepted")
+    parser.add_argument(
+        "--merge",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="fold the method away: plain weights, no peft needed",
+    )
+    parser.add_argument(
+        "--dtype", type=DType | None, help="type of the merged weights, rounded at the end (default: float32)"
+    )
+    parser.add_argument(
+        "--adapter_bits", "--adapter-bits", type=Literal[4, 8] | None, help="store the adapter in 4 or 8 bits a value"
+    )
+    parser.add_argument(
+        "--records", type=int, default=64, help="validation records on which export and run are scored; 0 for none"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float | None,
+        help="largest difference of a logit that is accepted; by default what the method states, and any where "
+        "rounding is asked for",
+    )
+    parser.add_argument("--license", type=str | None, help="for the model card; by default the base's, where it says")
     options = parse(parser, arguments)
-    if options.to.exists():
-        raise UserError(f"{options.to} exists: give a new directory")
+    _must_make_sense(options)
+    if adapter_bits.is_quantised(options.run):
+        return _widen(options)
     experiment = Experiment.of_run(options.run)
-    _in_full_precision(experiment)
-    trained = experiment.open_trained()
-    ids = _some_tokens(trained)
-    expected = _logits(trained, ids)
-    unfinished = options.to.with_name(f".{options.to.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        exported = _merged(experiment, trained, unfinished) if options.merge else _adapter(experiment, unfinished)
-        difference = (_logits(exported, ids) - expected).abs().max().item()
-        if not difference <= options.tolerance:
-            raise UserError(
-                f"the export answers otherwise than {options.run}: a logit differs by {difference:.2g}, more than the "
-                f"tolerance of {options.tolerance:.2g}; nothing was written (--tolerance accepts more)"
-            )
+    held = _held(experiment)
+    judge = Judge(experiment, options.records)
+    expected = judge(experiment.open_trained(judge.device))  # no two networks are in memory at a time
+    with _unfinished(options.to) as unfinished:
+        _write(experiment, options, unfinished)
+        exported = judge(_opened(experiment, options, unfinished, judge.device))
+        comparison = Comparison(expected, exported, _in_full_precision(experiment, judge))
+        _must_be_the_same(comparison, experiment, options)
         experiment.model.pretrained.tokenizer().save_pretrained(unfinished)
-        unfinished.replace(options.to)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    size = sum(file.stat().st_size for file in options.to.iterdir())
-    print(f"{options.to}: {size / 1e6:.1f} MB, largest difference of a logit {difference:.2g}")
+        card = model_card(
+            experiment.run,
+            experiment.model.pretrained,
+            unfinished,
+            held=held,
+            checked=comparison.rows(),
+            license=options.license,
+        )
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+    print(f"{options.to}: {_size(options.to)}, largest difference of a logit {comparison.logit:.2g}")
+    if options.adapter_bits:
+        print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
+    Console().print(comparison.table())
     return 0
 
 
-def _in_full_precision(experiment: Experiment) -> None:
-    """Opens and multiplies in float32: what is compared is the weights, not the rounding of sums and products."""
+def _must_make_sense(options: Namespace) -> None:
+    if options.to.exists():
+        raise UserError(f"{options.to} exists: give a new directory")
+    if options.records < 0:
+        raise UserError(f"--records is {options.records}: give a number of validation records, or 0 for none")
+    if options.merge and options.adapter_bits:
+        raise UserError("--merge and --adapter-bits are given: a merged model has no adapter left; give one of the two")
+    if options.dtype and not options.merge:
+        raise UserError("--dtype is of merged weights: give --merge too, or --adapter-bits for an adapter")
+
+
+def _widen(options: Namespace) -> int:
+    """An adapter in few bits as a plain one."""
+    if options.merge or options.adapter_bits:
+        raise UserError(f"{options.run} is an export in few bits: it can be widened; export the run for anything else")
+    with _unfinished(options.to) as unfinished:
+        unfinished.rmdir()
+        adapter_bits.dequantise(options.run, unfinished)
+    print(f"{options.to}: {_size(options.to)}, in peft's layout; {options.run} is {_size(options.run)}")
+    return 0
+
+
+@contextmanager
+def _unfinished(to: Path) -> Iterator[Path]:
+    """A directory that becomes `to` where nothing is raised, and is gone otherwise."""
+    place = to.with_name(f".{to.name}.unfinished")
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        place.mkdir(parents=True)
+        yield place
+        place.replace(to)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _write(experiment: Experiment, options: Namespace, directory: Path) -> None:
+    """Writes the export into `directory`, an empty one."""
+    if options.merge:
+        merged = experiment.model.method.merge(experiment.open_trained())
+        merged.to(getattr(torch, options.dtype or "float32")).save_pretrained(directory)
+        return
+    directory.rmdir()
+    if options.adapter_bits:
+        adapter_bits.quantise(experiment.run.model, directory, options.adapter_bits)
+    else:
+        shutil.copytree(experiment.run.model, directory)
+
+
+def _opened(experiment: Experiment, options: Namespace, directory: Path, device: torch.device) -> nn.Module:
+    """The export as others open it, in float32."""
+    if options.merge:
+        network: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        return network.to(device)
+    return experiment.open_saved(directory, device)
+
+
+def _held(experiment: Experiment) -> str:
+    """How the base was held in training."""
+    quantization, pretrained = experiment.model.method.quantization, experiment.model.pretrained
+    kind = quantization.kind if quantization else base_kind(pretrained.config())
+    return pretrained.dtype if kind == "full" else kind
+
+
+def _in_full_precision(experiment: Experiment, judge: Judge) -> Answers | None:
+    """What the trained weights answer on the base that has not been put into few bits, where the method does that."""
     method = experiment.model.method
-    experiment.model.pretrained = dataclasses.replace(experiment.model.pretrained, dtype="float32")
-    if method.quantization:
-        method.quantization = dataclasses.replace(method.quantization, compute_dtype="float32")
+    if not method.quantization or "full" not in method.bases:
+        return None
+    quantization, method.quantization = method.quantization, None
+    try:
+        return judge(experiment.open_saved(experiment.run.model, judge.device))
+    finally:
+        method.quantization = quantization
 
 
-def _some_tokens(network: nn.Module) -> Tensor:
-    """Token ids (4, 32), drawn from the whole vocabulary: no data is needed to compare two networks."""
-    vocabulary = network.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    return torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
+def _must_be_the_same(comparison: Comparison, experiment: Experiment, options: Namespace) -> None:
+    rounded = options.adapter_bits or options.dtype not in (None, "float32")
+    tolerance = options.tolerance
+    if tolerance is None:
+        tolerance = float("inf") if rounded else experiment.model.method.merge_tolerance
+    for what, difference in (("a logit", comparison.logit), ("the loss", comparison.loss)):
+        if not difference <= tolerance:
+            raise UserError(
+                f"the export answers otherwise than {options.run}: {what} differs by {difference:.2g}, more than the "
+                f"tolerance of {tolerance:.2g}; nothing was written (--tolerance accepts more)"
+            )
 
 
-@torch.inference_mode()
-def _logits(network: nn.Module, ids: Tensor) -> Tensor:
-    return network.eval()(input_ids=ids).logits.float()
-
-
-def _adapter(experiment: Experiment, directory: Path) -> nn.Module:
-    shutil.copytree(experiment.run.model, directory)
-    return experiment.open_saved(directory)
-
-
-def _merged(experiment: Experiment, trained: nn.Module, directory: Path) -> PreTrainedModel:
-    merged = experiment.model.method.merge(trained)
-    merged.save_pretrained(directory)
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=merged.dtype)
+def _size(directory: Path) -> str:
+    return f"{sum(file.stat().st_size for file in directory.iterdir()) / 1e6:.3g} MB"

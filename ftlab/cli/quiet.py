@@ -46,6 +46,8 @@ _WARNINGS = [
     # what the PiSSA and OLoRA initialisations warn of is what ftlab converts when it saves
     r".*changes the base weights of the model and should thus not be used with other adapters.*",
     r".*with eva initialization used with low_cpu_mem_usage=False.*",
+    # SHiRA's indices are drawn once and are in bounds
+    r".*Sparse invariant checks are implicitly disabled.*",
     # the loss is added up over devices before it is logged
     r".*It is recommended to use .self.log\(.*sync_dist=True.*",
     # predict: the sampler of evaluation gives every record, and answers are kept by the module

@@ -40,16 +40,15 @@ def sentence(error: Exception, parser: ArgumentParser) -> str:
     if own := _OWN.search(text):
         return own[1]
     key = ".".join(_KEY.findall(text))
+    owner = next(iter(_CLASS.findall(text)[-1:]), None)
     if option := _UNKNOWN_OPTION.search(text):
         if not option[1].startswith("-"):
             return f"{option[1]!r} belongs to no option: options look like --trainer.max_steps 100"
-        return _unknown(option[1].lstrip("-").split("=")[0], None, parser)
+        name = option[1].lstrip("-").split("=")[0]
+        return _unknown(f"{key}.{name.split('.')[0]}" if key else name, owner, parser)
     if unknown := _UNKNOWN_KEY.search(text):
-        owners = _CLASS.findall(text)
         above = key or unknown["group"]
-        return _unknown(
-            f"{above}.{unknown['key']}" if above else unknown["key"], owners[-1] if owners else None, parser
-        )
+        return _unknown(f"{above}.{unknown['key']}" if above else unknown["key"], owner, parser)
     if missing := _MISSING.search(text):
         name = missing[1] or missing[2]
         return f"{f'{key}.{name}' if key else name} is missing: give it in a configuration file or on the command line"

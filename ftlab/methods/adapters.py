@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods import starts
+from ftlab.methods.adapter_bits import plain
 from ftlab.methods.belonging import Base, check_base
 
 Combination = Literal[
@@ -82,7 +83,7 @@ class Adapters:
 
     Args:
         base: Freshly opened, as the adapters want it.
-        directories: Where each adapter lies, by a name of the caller's choice.
+        directories: Where each adapter lies, in peft's layout or in few bits, by a name of the caller's choice.
 
     Attributes:
         network: The base with all of them, in evaluation mode.
@@ -102,8 +103,9 @@ class Adapters:
         self._inside: dict[str, str] = {}
         own = {name for name, _ in base.named_parameters()}
         for name, directory in directories.items():
-            self._load(base, name, directory)
-            self._must_leave_the_base(name, directory, own)
+            with plain(directory) as place:
+                self._load(base, name, directory, place)
+                self._must_leave_the_base(name, directory, place, own)
         self.use(self.names[0])
         self.network.eval()
 
@@ -199,16 +201,17 @@ class Adapters:
             self._base.write(Path(place) / inside)
             shutil.move(Path(place) / inside, directory)
 
-    def _load(self, base: PreTrainedModel, name: str, directory: Path) -> None:
+    def _load(self, base: PreTrainedModel, name: str, directory: Path, place: Path) -> None:
+        """Puts the adapter of `directory`, which lies at `place` in peft's layout, beside the others."""
         inside = self._next()
         beside = f" beside {', '.join(self._inside)}" if self._inside else ""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 if not self._inside:
-                    self.network = peft.PeftModel.from_pretrained(base, str(directory), adapter_name=inside)
+                    self.network = peft.PeftModel.from_pretrained(base, str(place), adapter_name=inside)
                 # the first once more: only this tells what was left over
-                result = self.network.load_adapter(str(directory), inside)
+                result = self.network.load_adapter(str(place), inside)
         except (ValueError, RuntimeError, OSError, KeyError, TypeError, UserWarning) as error:
             raise UserError(
                 f"{name}: {directory} holds no adapter that fits the network{beside} ({_sentence(error)})"
@@ -223,12 +226,12 @@ class Adapters:
             raise UserError(f"{name}: {directory} has {foreign[0]!r}, which has no place in the network{beside}")
         self._inside[name] = inside
 
-    def _must_leave_the_base(self, name: str, directory: Path, own: set[str]) -> None:
+    def _must_leave_the_base(self, name: str, directory: Path, place: Path, own: set[str]) -> None:
         """Refuses embeddings that peft saved beside the adapter: they are put into the base, for all of them."""
         adapter = peft.get_peft_model_state_dict(
             self.network, adapter_name=self._inside[name], save_embedding_layers=False
         )
-        for key in load_peft_weights(str(directory), device="cpu"):
+        for key in load_peft_weights(str(place), device="cpu"):
             if key not in adapter and key.removeprefix("base_model.model.") in own:
                 raise UserError(f"{name}: {directory} also holds {key!r} of the base, which all adapters share")
 

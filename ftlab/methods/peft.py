@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods import starts
+from ftlab.methods.adapter_bits import plain
 from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
 from ftlab.methods.targets import check_targets, keep_tied, linear_layers
@@ -114,9 +115,9 @@ class Peft(Method):
         _check_config(directory)
         self._base = Base.of(network)
         try:
-            with warnings.catch_warnings():
+            with plain(directory) as place, warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
-                return peft.PeftModel.from_pretrained(network, str(directory))
+                return peft.PeftModel.from_pretrained(network, str(place))
         except (ValueError, RuntimeError, OSError, UserWarning) as error:
             raise UserError(f"{directory} holds no adapter that fits the network ({_sentence(error)})") from error
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
+from ftlab.methods.adapter_bits import is_quantised, plain
 from ftlab.methods.peft import Peft
 
 ROUTER = "internal_xlora_classifier"
@@ -24,7 +25,7 @@ class XLoRA(Peft):
     generated without a cache. It has no merged form, as the mixture depends on the text.
 
     Args:
-        adapters: Directories of trained LoRA adapters, such as `model/` of runs.
+        adapters: Directories of trained LoRA adapters in peft's layout, such as `model/` of runs.
         layerwise: A mixture of its own for every layer; otherwise one for all.
         depth: Linear layers of the router.
         size: Its hidden units, where `depth` is above 1.
@@ -45,6 +46,11 @@ class XLoRA(Peft):
                 f"method.adapters: {missing[0]} holds no {peft.utils.CONFIG_NAME}: give directories of LoRA adapters"
                 if missing
                 else f"method.adapters has {len(adapters)}: there is nothing to mix with fewer than two"
+            )
+        rounded = [adapter for adapter in adapters if is_quantised(Path(adapter))]
+        if rounded:  # they are read anew whenever the mixture is opened, and by peft itself
+            raise UserError(
+                f"method.adapters: {rounded[0]} is stored in few bits: give the adapter that it was made of"
             )
         super().__init__(
             peft.XLoraConfig(
@@ -79,7 +85,8 @@ class XLoRA(Peft):
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
         network.config.use_cache = False
         loaded = super().load(network, directory)
-        saved = load_file(directory / "adapter_model.safetensors")
+        with plain(directory) as place:
+            saved = load_file(place / "adapter_model.safetensors")
         for name, tensor in _lost(loaded).items():
             tensor.copy_(saved[name])
         return loaded

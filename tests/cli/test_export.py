@@ -1,13 +1,18 @@
 """`ftlab export`: written, opened again and compared before it is in place; or refused, and nothing written."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
@@ -20,7 +25,7 @@ def test_an_export_is_whole(
     assert answer.err == ""
     assert answer.out.startswith("out: ")
     files = {path.name for path in Path("out").iterdir()}
-    assert {"tokenizer.json", "chat_template.jinja"} < files
+    assert {"tokenizer.json", "chat_template.jinja", "README.md"} < files
     assert ("config.json" in files) == (merge or method == "full")
     assert ("adapter_config.json" in files) == (not merge and method != "full")
     assert not list(Path().glob(".*unfinished"))
@@ -42,6 +47,173 @@ def test_zero_shot_merges_into_its_base(
     base, out = (load_file(Path(place) / "model.safetensors") for place in (network.path, "out"))
     assert base.keys() == out.keys()
     assert all(torch.equal(base[name], out[name]) for name in base)
+
+
+@pytest.mark.parametrize("merge", [(), ("--merge",)])
+def test_run_and_export_are_scored_on_validation_records(
+    merge: tuple[str, ...], finished: Callable[[str], Path], ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    out = ftlab("export", run, "out", *merge).out
+    (loss,) = (line.split() for line in out.splitlines() if line.startswith("loss"))
+    recorded = json.loads((run / "scores.json").read_text())["val_loss"]  # of the same five records
+    assert [float(value) for value in loss[1:]] == pytest.approx([recorded, recorded], abs=1e-3)
+    (rouge,) = (line.split() for line in out.splitlines() if line.startswith("rougeL "))
+    assert ftlab("validate", "-c", run / "config.yaml").code == 0
+    recorded = json.loads((run / "scores.json").read_text())["val_rougeL"]
+    assert [float(value) for value in rouge[1:]] == pytest.approx([recorded, recorded], abs=1e-3)
+
+
+def test_without_records_only_logits_are_compared(finished: Callable[[str], Path], ftlab: Callable[..., Any]) -> None:
+    out = ftlab("export", finished("lora"), "out", "--records", "0").out
+    assert "largest difference of one" in out
+    assert "loss" not in out
+
+
+def test_a_base_in_few_bits_shows_what_its_own_weights_would_answer(
+    finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
+) -> None:
+    run = finished("qlora")
+    out = ftlab("export", run, "out", "--merge").out
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("largest difference"))
+    exported, full = map(float, row[-2:])
+    plain = peft.PeftModel.from_pretrained(network.model(), str(run / "model"))
+    ids = torch.randint(plain.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
+    merged = AutoModelForCausalLM.from_pretrained("out")
+    with torch.no_grad():
+        rounding = (plain.eval()(ids).logits - merged(ids).logits).abs().max().item()
+    assert exported < 1e-4
+    assert full == pytest.approx(rounding, rel=0.05)
+    assert full > 100 * exported
+
+
+def test_weights_rounded_at_the_end(finished: Callable[[str], Path], ftlab: Callable[..., Any]) -> None:
+    answer = ftlab("export", finished("lora"), "out", "--merge", "--dtype", "bfloat16")
+    assert answer.code == 0, answer.err
+    assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.bfloat16}
+    assert 1e-3 < float(answer.out.splitlines()[0].split()[-1]) < 1
+    assert AutoModelForCausalLM.from_pretrained("out").dtype == torch.bfloat16
+
+
+def test_tied_embeddings_stay_tied(workplace: Path, tied_network: Any, ftlab: Callable[..., Any]) -> None:
+    options = ["--model.network.path", tied_network.path, "--model.method.modules_to_save", "[lm_head]"]
+    assert ftlab("fit", "-c", "tiny.yaml", *options, "--run.name", "tied").code == 0
+    assert ftlab("export", "runs/tiny/tied", "out", "--merge").code == 0
+    weights, base = load_file("out/model.safetensors"), load_file(Path(tied_network.path) / "model.safetensors")
+    assert weights.keys() == base.keys()
+    assert "lm_head.weight" not in weights
+    assert not torch.equal(weights["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    opened = AutoModelForCausalLM.from_pretrained("out")
+    assert opened.lm_head.weight is opened.model.embed_tokens.weight
+
+
+# ---------------------------------------------------------------- few bits
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 3.5), (4, 6)])
+def test_an_adapter_in_few_bits_opens_by_ftlab_and_widened_by_peft(
+    bits: int, share: float, finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    answer = ftlab("export", run, "few", "--adapter-bits", bits)
+    assert answer.code == 0, answer.err
+    assert f"in {bits} bits a value" in answer.out
+    assert float(answer.out.splitlines()[0].split()[-1]) > 0
+    before, after = (run / "model/adapter_model.safetensors", Path("few/adapter_quantized.safetensors"))
+    assert before.stat().st_size / after.stat().st_size > share
+    assert ftlab("export", "few", "wide").code == 0
+    assert {path.name for path in Path("wide").iterdir()} > {"adapter_model.safetensors", "adapter_config.json"}
+    prompt = ["--prompt", "Who cleans the rope?", "--decoding.max_new_tokens", 8]
+    both = ftlab("generate", "--adapter", "few=few", "--adapter", "wide=wide", *prompt)
+    assert both.code == 0, both.err
+    few, wide = (line.partition(":")[2] for line in both.out.splitlines())
+    assert few == wide
+    wide_model = peft.PeftModel.from_pretrained(network.model(), "wide")
+    trained = peft.PeftModel.from_pretrained(network.model(), str(run / "model"))
+    ids = torch.randint(wide_model.config.vocab_size, (4, 32), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = (wide_model.eval()(ids).logits - trained.eval()(ids).logits).abs().max().item()
+    assert change == pytest.approx(float(answer.out.splitlines()[0].split()[-1]), rel=0.05)
+
+
+def test_few_bits_under_a_tolerance(finished: Callable[[str], Path], refused: Callable[..., str]) -> None:
+    sentence = refused("export", finished("lora"), "out", "--adapter-bits", "4", "--tolerance", "1e-9")
+    assert "more than the tolerance of 1e-09; nothing was written" in sentence
+    assert not list(Path().glob("*out*"))
+
+
+def test_what_has_no_adapter_has_none_in_few_bits(finished: Callable[[str], Path], refused: Callable[..., str]) -> None:
+    assert "no adapter" in refused("export", finished("full"), "out", "--adapter-bits", "8")
+
+
+# ---------------------------------------------------------------- the card
+
+
+@pytest.mark.parametrize(("method", "merge"), [("full", False), ("lora", False), ("lora", True), ("qlora", True)])
+def test_the_card_says_what_the_run_knows(
+    method: str, merge: bool, finished: Callable[[str], Path], ftlab: Callable[..., Any]
+) -> None:
+    run = finished(method)
+    assert ftlab("export", run, "out", "--merge", str(merge).lower(), "--license", "apache-2.0").code == 0
+    card = ModelCard.load("out/README.md")
+    adapter = method == "lora" and not merge
+    assert card.data.library_name == ("peft" if adapter else "transformers")
+    assert card.data.license == "apache-2.0"
+    scores = json.loads((run / "scores.json").read_text())
+    told = {(r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert told == {("validation", "loss"): pytest.approx(scores["val_loss"], abs=1e-6)}
+    record, config = (
+        json.loads((run / "provenance.json").read_text()),
+        yaml.safe_load((run / "config.yaml").read_text()),
+    )
+    for said in (
+        config["model"]["network"]["path"],
+        config["data"]["path"],
+        f"{record['cost']['trainable_parameters']:,} of {record['cost']['parameters']:,} parameters",
+        config["model"]["method"]["class_path"],
+        record["started"],
+        f"torch {record['versions']['torch']}",
+        "15 rows",
+        "apache-2.0",
+        "nf4" if method == "qlora" else "float32",
+    ):
+        assert said in card.text, said
+
+
+@pytest.mark.parametrize("merge", ["false", "true"])
+def test_the_code_of_the_card_runs(
+    merge: str, finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    assert ftlab("export", run, "out", "--merge", merge).code == 0
+    card = Path("out/README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    made: dict[str, Any] = {}
+    exec(code.replace("DIR", "out"), made)
+    ids = made["tokenizer"]("Who cleans the rope?", return_tensors="pt").input_ids
+    trained = peft.PeftModel.from_pretrained(network.model(), str(run / "model"))
+    with torch.no_grad():
+        torch.testing.assert_close(made["model"].eval()(ids).logits, trained.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_licence_is_the_base_s_where_it_says(workplace: Path, network: Any, ftlab: Callable[..., Any]) -> None:
+    shutil.copytree(network.path, "base")
+    Path("base/README.md").write_text("---\nlicense: mit\n---\n# A base\n")
+    assert ftlab("fit", "-c", "tiny.yaml", "--model.network.path", "base", "--run.name", "mit").code == 0
+    assert ftlab("export", "runs/tiny/mit", "out").code == 0
+    assert ModelCard.load("out/README.md").data.license == "mit"
+    assert ftlab("export", "runs/tiny/mit", "own", "--license", "cc-by-4.0").code == 0
+    assert ModelCard.load("own/README.md").data.license == "cc-by-4.0"
+
+
+def test_no_licence_is_made_up(finished: Callable[[str], Path], ftlab: Callable[..., Any]) -> None:
+    assert ftlab("export", finished("lora"), "out").code == 0
+    card = ModelCard.load("out/README.md")
+    assert card.data.license is None
+    assert "Not stated: ask whose network and data these are." in card.text
+
+
+# ---------------------------------------------------------------- refusals
 
 
 def _cut(model: Path) -> None:
@@ -110,6 +282,10 @@ def test_nothing_is_written_over(finished: Callable[[str], Path], workplace: Pat
         (["nowhere"], "to is missing"),
         (["nowhere", "out", "--merg", "true"], "there is no key merg: did you mean merge?"),
         (["nowhere", "out", "--tolerance", "low"], "tolerance is low: it must be a number"),
+        (["nowhere", "out", "--adapter-bits", "5"], "adapter_bits is 5: it must be one of 4, 8"),
+        (["nowhere", "out", "--merge", "--adapter-bits", "4"], "a merged model has no adapter left"),
+        (["nowhere", "out", "--dtype", "bfloat16"], "--dtype is of merged weights"),
+        (["nowhere", "out", "--records", "-1"], "--records is -1"),
     ],
 )
 def test_refusals(words: list[str], said: str, workplace: Path, refused: Callable[..., str]) -> None:

@@ -262,6 +262,11 @@ def test_refuses_parameters_that_do_not_say(network: Network) -> None:
         Muon(Full().param_groups(network.model()))
 
 
+def test_refuses_parameters_without_groups(network: Network) -> None:
+    with pytest.raises(UserError, match=r"Muon wants groups of parameters, as method.param_groups\(network\) gives"):
+        Muon(network.model().parameters())
+
+
 @pytest.mark.parametrize("name", ["galore", "apollo"])
 def test_refuses_a_rank_that_no_matrix_exceeds(
     name: str, make_module: Make, make_data: Make, make_trainer: Make

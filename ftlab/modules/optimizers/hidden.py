@@ -37,8 +37,11 @@ def split(groups: Iterable[dict[str, Any]], rank: int, name: str) -> tuple[Group
     else a group carries goes into both halves, and empty halves are left out.
 
     Raises:
-        UserError: There is no such matrix, or nobody has called `mark_hidden`.
+        UserError: There is no such matrix, nobody has called `mark_hidden`, or these are no groups.
     """
+    groups = list(groups)
+    if not all(isinstance(group, dict) for group in groups):
+        raise UserError(f"model.optimizer: {name} wants groups of parameters, as method.param_groups(network) gives")
     matrices: Groups = []
     rest: Groups = []
     for group in groups:
