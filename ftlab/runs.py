@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,6 @@ class Run:
         except BaseException:
             if new and self.checkpoint is None:
                 shutil.rmtree(self.directory, ignore_errors=True)
-                with suppress(OSError):  # the experiment has other runs
-                    self.directory.parent.rmdir()
             elif self.record().get("state") == "running":
                 self.note(state="failed")
             raise

@@ -131,7 +131,7 @@ class TestClaimed:
     def test_new_run_that_fails_leaves_nothing(self, run: Run, failure: BaseException) -> None:
         with pytest.raises(type(failure)):
             fail(run, failure)
-        assert not run.directory.parent.exists()
+        assert not run.directory.exists()
 
     def test_failing_run_with_a_checkpoint_keeps_it(self, run: Run) -> None:
         with pytest.raises(RuntimeError):
