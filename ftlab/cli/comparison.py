@@ -50,7 +50,7 @@ class Judge:
 
     def __call__(self, network: nn.Module) -> Answers:
         """Logits on tokens drawn from the whole vocabulary, and scores on the first validation records."""
-        vocabulary = network.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        vocabulary = self.module.pretrained.config().get_text_config().vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.inference_mode():
             logits = network.eval()(input_ids=ids).logits.float().cpu()

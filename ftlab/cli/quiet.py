@@ -47,6 +47,16 @@ _WARNINGS = [
     # what the PiSSA and OLoRA initialisations warn of is what ftlab converts when it saves
     r".*changes the base weights of the model and should thus not be used with other adapters.*",
     r".*with eva initialization used with low_cpu_mem_usage=False.*",
+    # of a start that has been converted when the adapter was saved; ftlab refuses it where the user has given it
+    r".*`(loftq|eva|corda)_config` specified but will be ignored.*",
+    # LN-tuning and BEFT take the layers that they are for; that BEFT cannot be merged, a merge says
+    r".*Unsupported layer type '<class '.*Norm'>' encountered.*",
+    r".*the base layer has no bias term. Note you cannot merge the BEFT adapter.*",
+    # BOFT with one factor is the same without the extension; with more ftlab refuses
+    r".*Failed to load the CUDA extension.*",
+    r".*Setting boft_n_butterfly_factor to 1.*",
+    # LoRA-GA looks at gradients of frozen layers
+    r".*Full backward hook is firing when gradients are computed.*",
     # SHiRA's indices are drawn once and are in bounds
     r".*Sparse invariant checks are implicitly disabled.*",
     # the loss is added up over devices before it is logged

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import peft
-from peft.tuners.lora.config import CordaConfig
 from torch import nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
+from ftlab.methods import starts
 from ftlab.methods.peft import Peft
 from ftlab.methods.targets import name_all_linear
 
@@ -67,9 +67,7 @@ class LoRA(Peft):
                 init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]  # pissa_niter_16
                 modules_to_save=modules_to_save,
                 # peft takes the same where none is given, with a warning
-                eva_config=peft.EvaConfig() if init == "eva" else None,
-                corda_config=CordaConfig() if init == "corda" else None,
-                lora_ga_config=peft.LoraGAConfig() if init == "lora_ga" else None,
+                **({f"{init}_config": starts.CONFIGS[init]()} if init in starts.CONFIGS else {}),
             )
         )
         if layers is not None and isinstance(targets, str) and targets != "all-linear":

@@ -7,13 +7,23 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+_PASSED_OVER = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+)
+
 
 def why_not_vllm(directory: Path) -> str | None:
     """Why vLLM cannot put the adapter in `directory` onto its base; None where it can.
 
     vLLM reads `r`, `lora_alpha` and `use_rslora` of adapter_config.json, one rank and one scale for all layers, and
-    tensors called lora_A and lora_B (vllm/lora/peft_helper.py and utils.py, 0.11). It refuses what the first two lines
-    below name, and would pass over the rest.
+    tensors called lora_A and lora_B (vllm/lora/peft_helper.py and utils.py, 0.11). It refuses some of what is named
+    below, and would pass over the rest.
     """
     config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     if config["peft_type"] != "LORA":
@@ -22,6 +32,8 @@ def why_not_vllm(directory: Path) -> str | None:
         return "vLLM takes no DoRA, no layers trained whole and no biases beside LoRA"
     if config.get("rank_pattern") or config.get("alpha_pattern"):
         return "vLLM takes one rank and one scale for all layers"
+    if field := next((field for field in _PASSED_OVER if config.get(field)), None):
+        return f"vLLM would pass over {field}"
     weights = directory / "adapter_model.safetensors"
     if not weights.is_file():
         return "vLLM reads no adapter in few bits: widen it with ftlab export"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
 import peft
 import torch
 from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ Batches = Iterable[dict[str, Tensor]]
 FROM_DATA = ("eva", "corda", "lora_ga")
 REWRITE_THE_BASE = ("pissa", "olora", "corda", "lora_ga")
 """These (and `pissa_niter_16`) move a part of the base into the adapter."""
+
+CONFIGS: dict[str, Callable[[], Any]] = {"eva": peft.EvaConfig, "corda": CordaConfig, "lora_ga": peft.LoraGAConfig}
+"""Of the starts that have one of their own, under the name of the start and `_config`."""
 
 CORDA_ROWS = 256
 """As many samples as the authors take for the covariance of a layer's inputs."""
@@ -58,6 +62,9 @@ def adapted(network: PreTrainedModel, config: Any, batches: Batches | None) -> p
     start = kind(config)
     if batches is None and needs_batches(config):
         raise UserError(f"method.init {start} needs training data: give data.path")
+    if start in CONFIGS:  # peft fills it in where nothing else of the configuration is given
+        name = f"{start}_config"
+        setattr(config, name, getattr(config, name) or CONFIGS[start]())
     rows: Batches = () if batches is None else batches
     if start in ("corda", "lora_ga"):
         name_all_linear(config, network)

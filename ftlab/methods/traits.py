@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import peft
+from peft.tuners.boft.layer import get_fbd_cuda
 
 from ftlab.methods import starts
+from ftlab.methods.base import Method
 
 FOUR_BITS = frozenset({"nf4", "fp4"})
 EVERY = FOUR_BITS | {"full", "int8", "torchao"}
@@ -46,6 +48,11 @@ def starts_as_the_base(config: peft.PeftConfig) -> bool:
     return not (starts.rewrites_the_base(config) or _name(config) in _STARTS_ELSEWHERE.split())
 
 
+def merge_tolerance(config: peft.PeftConfig) -> float:
+    """As `Method.merge_tolerance`: C3A convolves by Fourier transforms, whose rounding in float32 is greater."""
+    return 5e-3 if _name(config) == "C3A" else Method.merge_tolerance
+
+
 def refusal(config: peft.PeftConfig) -> str | None:
     """Why a configuration would train or keep something else than it says; None where it does not."""
     lora: Any = config if isinstance(config, peft.LoraConfig) else None
@@ -62,10 +69,25 @@ def refusal(config: peft.PeftConfig) -> str | None:
         return "its weighted loss is only computed by peft itself: set opt_weighted_loss_type to none"
     if name == "Adamss" and getattr(config, "use_asa", False):
         return "the importances that use_asa gathers would be lost in a checkpoint: set it to false"
+    if name == "BOFT" and config.boft_n_butterfly_factor > 1 and get_fbd_cuda() is None:  # type: ignore[attr-defined]
+        return (
+            "peft takes one butterfly factor where its CUDA extension cannot be built, which is so here: set "
+            "boft_n_butterfly_factor to 1"
+        )
+    if lora and (why := _of_another_start(lora)):
+        return why
     if lora and lora.velora_config:
         return "what velora_config notes of the first batch would be lost in a checkpoint"
     if starts.kind(config) == "loftq":
         return "peft's LoftQ needs CUDA and rewrites the base: use ftlab.methods.QLoRA with init loftq"
+    return None
+
+
+def _of_another_start(config: peft.LoraConfig) -> str | None:
+    """What peft would leave aside with a warning."""
+    for start in ("eva", "corda"):
+        if getattr(config, f"{start}_config") is not None and config.init_lora_weights != start:
+            return f"{start}_config acts with init_lora_weights {start} alone: give both, or neither"
     return None
 
 

@@ -59,7 +59,7 @@ def model_card(
         eval_results=list(_results(scores, _data_name(config))) or None,
     )
     sections = {
-        "Use": _use(network, directory, adapter),
+        "Use": _use(network, held, directory, adapter),
         "Base": _facts(_base(network, held, record)),
         "Data": _facts(_data(config, record)),
         "Training": _yaml(_training(config)),
@@ -83,27 +83,42 @@ def model_card(
     return "\n".join(lines) + "\n"
 
 
-def _use(network: Network, directory: Path, adapter: bool) -> str:
+def _use(network: Network, held: str, directory: Path, adapter: bool) -> str:
     if (directory / adapter_bits.FILE).is_file():
         return (
             "The adapter is stored in few bits. `ftlab generate --adapter a=DIR` takes it as it is; `ftlab export DIR "
             "PLAIN` makes a plain adapter of it, for peft."
         )
     base = f'"{network.path}"' + (f', revision="{network.revision}"' if network.revision else "")
-    opening = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     if adapter:
         opening = [
-            "import peft",
-            *opening,
             f"base = AutoModelForCausalLM.from_pretrained({base})",
             'model = peft.PeftModel.from_pretrained(base, "DIR")',
         ]
-    else:
-        opening.append('model = AutoModelForCausalLM.from_pretrained("DIR")')
-    code = "\n".join(["```python", *opening, 'tokenizer = AutoTokenizer.from_pretrained("DIR")', "```"])
-    why_not = serving.why_not_vllm(directory) if adapter else None
-    served = f"{network.path} --enable-lora --lora-modules name=DIR" if adapter else "DIR"
-    return f"{code}\n\n" + (f"Not by vLLM: {why_not}." if why_not else f"Served by vLLM: `vllm serve {served}`.")
+        served = _served(network, held, directory)
+    elif (directory / "config.json").is_file():
+        opening = ['model = AutoModelForCausalLM.from_pretrained("DIR")']
+        served = "Served by vLLM: `vllm serve DIR`."
+    else:  # nothing was trained: the base is the model
+        opening = [f"model = AutoModelForCausalLM.from_pretrained({base})"]
+        served = f"Served by vLLM: `vllm serve {network.path}`."
+    imports = [
+        *(["import peft"] if adapter else []),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+    ]
+    code = "\n".join(["```python", *imports, *opening, 'tokenizer = AutoTokenizer.from_pretrained("DIR")', "```"])
+    return f"{code}\n\n{served}"
+
+
+def _served(network: Network, held: str, directory: Path) -> str:
+    """Whether vLLM puts the adapter onto its base, and how."""
+    if why_not := serving.why_not_vllm(directory):
+        return f"Not by vLLM: {why_not}."
+    said = f"Served by vLLM: `vllm serve {network.path} --enable-lora --lora-modules name=DIR`"
+    if held in ("float32", "bfloat16", "float16"):
+        return f"{said}."
+    return f"{said}, which is on the base in full precision; it was trained on one in {held}."
 
 
 def _base(network: Network, held: str, record: Mapping[str, Any]) -> Iterator[list[str]]:

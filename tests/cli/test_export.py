@@ -142,6 +142,17 @@ def test_few_bits_under_a_tolerance(finished: Callable[[str], Path], refused: Ca
     assert not list(Path().glob("*out*"))
 
 
+def test_tokens_that_are_trained_are_exported(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    """Their layer stands in the place of the embeddings, and has no size of its own."""
+    config = {"class_path": "peft.TrainableTokensConfig", "init_args": {"token_indices": [5, 6]}}
+    Path("tokens.yaml").write_text(
+        yaml.safe_dump({"model": {"method": {"class_path": "ftlab.methods.Peft", "init_args": {"config": config}}}})
+    )
+    assert ftlab("fit", "-c", "tiny.yaml", "-c", "tokens.yaml", "--run.experiment", "tiny", "--run.name", "t").code == 0
+    answer = ftlab("export", "runs/tiny/t", "out", "--merge")
+    assert answer.code == 0, answer.err
+
+
 def test_what_has_no_adapter_has_none_in_few_bits(finished: Callable[[str], Path], refused: Callable[..., str]) -> None:
     assert "no adapter" in refused("export", finished("full"), "out", "--adapter-bits", "8")
 
@@ -180,18 +191,20 @@ def test_the_card_says_what_the_run_knows(
         assert said in card.text, said
 
 
-@pytest.mark.parametrize("merge", ["false", "true"])
+@pytest.mark.parametrize(("method", "merge"), [("lora", "false"), ("lora", "true"), ("zeroshot", "false")])
 def test_the_code_of_the_card_runs(
-    merge: str, finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
+    method: str, merge: str, finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
 ) -> None:
-    run = finished("lora")
+    run = finished(method)
     assert ftlab("export", run, "out", "--merge", merge).code == 0
     card = Path("out/README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
     made: dict[str, Any] = {}
     exec(code.replace("DIR", "out"), made)
     ids = made["tokenizer"]("Who cleans the rope?", return_tensors="pt").input_ids
-    trained = peft.PeftModel.from_pretrained(network.model(), str(run / "model"))
+    trained = network.model()
+    if method == "lora":
+        trained = peft.PeftModel.from_pretrained(trained, str(run / "model"))
     with torch.no_grad():
         torch.testing.assert_close(made["model"].eval()(ids).logits, trained.eval()(ids).logits, rtol=1e-4, atol=1e-4)
 

@@ -44,6 +44,10 @@ def test_plain_lora_is_in_its_layout(
         (Peft(peft.LoraConfig(**LORA, rank_pattern={"q_proj": 2})), "one rank and one scale"),
         (Peft(peft.LoraConfig(**LORA, alpha_pattern={"q_proj": 2})), "one rank and one scale"),
         (Peft(peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[])), "this is IA3"),
+        (
+            Peft(peft.LoraConfig(**LORA, alora_invocation_tokens=[5], task_type="CAUSAL_LM")),
+            "would pass over alora_invocation_tokens",
+        ),
         (Peft(peft.LoraConfig(**LORA, trainable_token_indices=[3])), "would pass over"),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -90,9 +91,13 @@ def test_a_start_that_computes_with_the_weight_is_refused_on_few_bits(init: str)
         QLoRA(init=init)  # type: ignore[arg-type]
 
 
-def test_through_the_configuration_as_through_the_front(network: Network, adapt: Callable[..., nn.Module]) -> None:
-    import peft
-
-    config = peft.LoraConfig(r=RANK, lora_alpha=8, target_modules="all-linear", init_lora_weights="corda")  # type: ignore[arg-type]
-    one, other = adapt(Peft(config), network), adapt(LoRA(r=RANK, init="corda"), network)
+@pytest.mark.parametrize("init", ["eva", "corda", "lora_ga"])
+def test_through_the_configuration_as_through_the_front(
+    init: str, network: Network, adapt: Callable[..., nn.Module]
+) -> None:
+    config: Any = peft.LoraConfig(r=RANK, lora_alpha=8, target_modules="all-linear", init_lora_weights=init)  # type: ignore[arg-type]
+    setattr(config, f"{init}_config", None)  # as peft leaves it for a configuration that comes from YAML
+    one, other = adapt(Peft(config), network), adapt(LoRA(r=RANK, init=init), network)  # type: ignore[arg-type]
     torch.testing.assert_close(update(one), update(other), rtol=0, atol=0)
+    a, b = (peft.get_peft_model_state_dict(each) for each in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -4,6 +4,8 @@ from typing import Any
 
 import peft
 import pytest
+from peft.tuners.boft.layer import get_fbd_cuda
+from peft.tuners.lora.config import CordaConfig
 
 from ftlab.errors import UserError
 from ftlab.methods import Peft
@@ -22,11 +24,16 @@ CPT_TOKENS = {"cpt_token_ids": [5, 6], "cpt_mask": [1, 1], "cpt_tokens_type_mask
         (lambda: peft.CPTConfig(**CPT_TOKENS, opt_weighted_loss_type="decay"), "opt_weighted_loss_type"),
         (lambda: peft.AdamssConfig(use_asa=True), "use_asa"),
         (lambda: peft.LoraConfig(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "QLoRA with init loftq"),
+        (lambda: peft.LoraConfig(eva_config=peft.EvaConfig()), "eva_config acts with init_lora_weights eva alone"),
+        (lambda: peft.LoraConfig(corda_config=CordaConfig()), "corda_config acts with init_lora_weights corda alone"),
+        (lambda: peft.BOFTConfig(boft_n_butterfly_factor=2), "set boft_n_butterfly_factor to 1"),
     ],
 )
 def test_refused_with_a_reason(config: Any, said: str) -> None:
     if said == "use_asa":
         pytest.importorskip("sklearn")  # without it peft does not even build the configuration
+    if "boft" in said and get_fbd_cuda() is not None:
+        pytest.skip("peft's CUDA extension is there")
     with pytest.raises(UserError, match=said) as caught:
         Peft(config())
     assert "\n" not in str(caught.value)
