@@ -266,7 +266,7 @@ def test_a_sound_method_passes(network: Network) -> None:
         (ForgetsTheOptimiser(), "count", "1.self_attn.o_proj.scale is declared in trained(), but param_groups() does"),
         (ForgetsOnSave(), "load", "from the trained one: save() forgets something, or load() does not put it back"),
         (SavingChanges(), "load", "save() changed the network that it wrote"),
-        (MergesWrongly(), "merge", "and merge_tolerance is 0.001: merge() does not add what the method computes"),
+        (MergesWrongly(), "merge", "and merge_tolerance is 0.0001: merge() does not add what the method computes"),
         (LeavesItsHook(), "merge", "merge() leaves something in it that save_pretrained does not keep"),
         (
             LosesItsState(),

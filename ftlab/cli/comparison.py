@@ -90,13 +90,14 @@ class Comparison:
 
     @property
     def logit(self) -> float:
-        """The largest difference of a logit between export and run; NaN where one is."""
-        return _apart(self.export, self.run)
+        """The largest difference of a logit between export and run, as a share of the run's largest."""
+        return _apart(self.export, self.run) / float(self.run.logits.abs().max())
 
     @property
     def loss(self) -> float:
-        """The difference of the loss, in nats a target token; 0 where nothing was scored."""
-        return abs(self.export.scores.get("loss", 0.0) - self.run.scores.get("loss", 0.0))
+        """The difference of the loss, as a share of the run's; 0 where nothing was scored."""
+        mine, its = self.export.scores.get("loss", 0.0), self.run.scores.get("loss", 0.0)
+        return abs(mine - its) / its if mine != its else 0.0
 
     def rows(self) -> list[list[str]]:
         """A header and a line a number, as texts."""

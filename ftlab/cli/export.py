@@ -49,8 +49,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--tolerance",
         type=float | None,
-        help="largest difference of a logit that is accepted; by default what the method states, and any where "
-        "rounding is asked for",
+        help="largest difference that is accepted, of a logit as a share of the largest and of the loss as a share of "
+        "itself; by default what the method states, and any where rounding is asked for",
     )
     parser.add_argument("--license", type=str | None, help="for the model card; by default the base's, where it says")
     options = parse(parser, arguments)
@@ -76,7 +76,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             license=options.license,
         )
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-    print(f"{options.to}: {_size(options.to)}, largest difference of a logit {comparison.logit:.2g}")
+    print(f"{options.to}: {_size(options.to)}, a logit differs by at most {comparison.logit:.2g} of the largest")
     if options.adapter_bits:
         print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
     Console().print(comparison.table())
@@ -163,11 +163,14 @@ def _must_be_the_same(comparison: Comparison, experiment: Experiment, options: N
     tolerance = options.tolerance
     if tolerance is None:
         tolerance = float("inf") if rounded else experiment.model.method.merge_tolerance
-    for what, difference in (("a logit", comparison.logit), ("the loss", comparison.loss)):
-        if not difference <= tolerance:
+    for what, share in (
+        (f"a logit differs by {comparison.logit:.2g} of the largest", comparison.logit),
+        (f"the loss differs by {comparison.loss:.2g} of itself", comparison.loss),
+    ):
+        if not share <= tolerance:
             raise UserError(
-                f"the export answers otherwise than {options.run}: {what} differs by {difference:.2g}, more than the "
-                f"tolerance of {tolerance:.2g}; nothing was written (--tolerance accepts more)"
+                f"the export answers otherwise than {options.run}: {what}, more than the tolerance of {tolerance:.2g}; "
+                "nothing was written (--tolerance accepts more)"
             )
 
 

@@ -36,8 +36,9 @@ class Method(ABC):
     bases: frozenset[str] = frozenset({"full"})
     """The bases it works on: "full" and kinds of `Quantization`; any other is refused before it is opened."""
 
-    merge_tolerance: float = 1e-3
-    """The largest difference of a logit between the merged network and the adapted one, both in float32."""
+    merge_tolerance: float = 1e-4
+    """The largest difference of a logit between the merged network and the adapted one, as a share of the largest
+    logit, both in float32."""
 
     @abstractmethod
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:

@@ -23,7 +23,7 @@ from ftlab.methods.adapter_bits import plain
 from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
 from ftlab.methods.targets import check_targets, keep_tied, linear_layers
-from ftlab.methods.traits import bases_of, merge_tolerance, refusal, starts_as_the_base
+from ftlab.methods.traits import bases_of, refusal, starts_as_the_base
 from ftlab.networks import Quantization, base_kind
 
 
@@ -45,7 +45,6 @@ class Peft(Method):
             self._quantise(quantization)
         self.needs_batches = starts.needs_batches(config)
         self.identity_at_start = starts_as_the_base(config)
-        self.merge_tolerance = merge_tolerance(config)
         self._base: Base | None = None
         self._start: dict[str, Tensor] = {}
 

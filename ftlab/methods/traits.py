@@ -12,7 +12,6 @@ import peft
 from peft.tuners.boft.layer import get_fbd_cuda
 
 from ftlab.methods import starts
-from ftlab.methods.base import Method
 
 FOUR_BITS = frozenset({"nf4", "fp4"})
 EVERY = FOUR_BITS | {"full", "int8", "torchao"}
@@ -46,11 +45,6 @@ def starts_as_the_base(config: peft.PeftConfig) -> bool:
     if isinstance(config, peft.LoraConfig) and config.layer_replication:
         return False
     return not (starts.rewrites_the_base(config) or _name(config) in _STARTS_ELSEWHERE.split())
-
-
-def merge_tolerance(config: peft.PeftConfig) -> float:
-    """As `Method.merge_tolerance`: C3A convolves by Fourier transforms, whose rounding in float32 is greater."""
-    return 5e-3 if _name(config) == "C3A" else Method.merge_tolerance
 
 
 def refusal(config: peft.PeftConfig) -> str | None:

@@ -158,11 +158,11 @@ def merged(run: Run) -> str:
     except UserError as error:
         raise Refused(str(error)) from error
     answers, expected = trial.logits(plain), _in_full_precision(run)
-    difference = float((answers - expected).abs().max())
+    difference = float((answers - expected).abs().max() / expected.abs().max())
     if not difference <= method.merge_tolerance:
         raise Broken(
-            f"a logit of the merged network differs by {difference:.2g} from the adapted one, and merge_tolerance is "
-            f"{method.merge_tolerance:.2g}: merge() does not add what the method computes"
+            f"a logit of the merged network differs by {difference:.2g} of the largest from the adapted one, and "
+            f"merge_tolerance is {method.merge_tolerance:.2g}: merge() does not add what the method computes"
         )
     place = trial.place / f"{trial.base}-merged"
     plain.save_pretrained(place)
