@@ -33,7 +33,7 @@ from ftlab.errors import UserError
 DType = Literal["float32", "bfloat16", "float16"]
 
 # what transformers opens a checkpoint with that others have quantised
-NEEDED = {"torchao": ("torchao",), "hqq": ("hqq",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",)}
+PACKAGES_TO_OPEN = {"torchao": ("torchao",), "hqq": ("hqq",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",)}
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,10 @@ class Network:
             return None
         return getattr(self.config(), "max_position_embeddings", None)
 
+    def base_kind(self, quantization: Quantization | None) -> str:
+        """How the base will be held once it is opened: see the function of this name. Opens no weights."""
+        return quantization.kind if quantization else base_kind(self.config())
+
     def model(self, quantization: Quantization | None = None, device: torch.device | str = "cpu") -> PreTrainedModel:
         """Opens the network on `device`, in evaluation mode: quantised where asked, or as its checkpoint already is.
 
@@ -141,7 +145,7 @@ class Network:
             )
         absent = [
             package
-            for package in NEEDED.get(kind.removesuffix("-dynamic"), ())
+            for package in PACKAGES_TO_OPEN.get(kind.removesuffix("-dynamic"), ())
             if importlib.util.find_spec(package) is None
         ]
         if absent:
@@ -197,6 +201,19 @@ def base_kind(network: nn.Module | PreTrainedConfig) -> str:
     kind = str(getattr(said["quant_method"], "value", said["quant_method"]))
     dynamic = kind == "torchao" and "DynamicActivation" in str(said.get("quant_type"))
     return f"{kind}-dynamic" if dynamic else kind
+
+
+def dequantised(network: PreTrainedModel) -> PreTrainedModel:
+    """The weights that few bits stand for, in full precision; `network` is used up."""
+    plain: Any = network.dequantize()
+    conversions = plain.__dict__.get("_weight_conversions") or []
+    # how a checkpoint in few bits was read: saved, plain weights would be turned back into that
+    plain._weight_conversions = [
+        conversion
+        for conversion in conversions
+        if not any(type(step).__module__.startswith("transformers.integrations.") for step in conversion.operations)
+    ] or None
+    return plain
 
 
 def count_parameters(network: nn.Module, trained: Collection[str]) -> tuple[int, int]:

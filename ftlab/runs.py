@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,9 @@ class Run:
         except BaseException:
             if new and self.checkpoint is None:
                 shutil.rmtree(self.directory, ignore_errors=True)
+                with suppress(OSError):  # others have runs there
+                    self.directory.parent.rmdir()
+                    self.directory.parent.parent.rmdir()
             elif self.record().get("state") == "running":
                 self.note(state="failed")
             raise
@@ -165,12 +168,30 @@ class Run:
         return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
 
     def model_digests(self) -> dict[str, str]:
-        """The digest of every file under `model/` (BLAKE2b, 16 hex digits)."""
+        """The digest of every file under `model/` (BLAKE2b, 16 hex digits), by its path from there."""
         digests = {}
-        for path in sorted(self.model.iterdir()):
+        for path in files_under(self.model):
             with path.open("rb") as file:
-                digests[path.name] = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+            digests[str(path.relative_to(self.model))] = digest
         return digests
+
+    def saved_model(self) -> Path:
+        """`model/`, as the run wrote it.
+
+        Raises:
+            UserError: Training has not come to its end, or the files are not as they were written.
+        """
+        if not self.model.is_dir():
+            raise UserError(f"{self.directory} has no model/: let ftlab fit come to its end")
+        there, written = self.model_digests(), self.record().get("model", {})
+        damaged = [name for name, digest in written.items() if there.get(name) != digest]
+        if damaged:
+            raise UserError(
+                f"{self.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; ftlab "
+                "fit with another --run.name makes it again"
+            )
+        return self.model
 
     def add_scores(self, scores: Mapping[str, float], suffix: str = "") -> None:
         """Writes scores beside those that are there; a score of the same name is replaced.
@@ -187,6 +208,11 @@ class Run:
         path = self.predictions(split)
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return path
+
+
+def files_under(directory: Path) -> list[Path]:
+    """All files under a directory, in order."""
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -229,6 +229,14 @@ class Unrecomputable(Scale):
         return adapted
 
 
+class StopsUnderCheckpointing(Scale):
+    """Begins to train under gradient checkpointing, and then says that it does not go."""
+
+    def after_step(self, network: nn.Module, step: int) -> None:
+        if network.is_gradient_checkpointing:
+            raise UserError("it does not go")
+
+
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has the suite make these checks and no other, for time."""
@@ -276,6 +284,7 @@ def test_a_sound_method_passes(network: Network) -> None:
         (SharesItsState(), "instances", "is trained to another value where a second instance has trained meanwhile"),
         (HalfPrecision(), "bf16-mixed", "is held in torch.bfloat16: steps smaller than its rounding would be lost"),
         (Unrecomputable(), "checkpointing", "with gradient checkpointing differs by"),
+        (StopsUnderCheckpointing(), "checkpointing", "training begins, and then stops: it does not go"),
         (CannotTrain(), "training", "KeyError: 'rank'"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Method) else "",

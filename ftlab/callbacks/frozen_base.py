@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -28,10 +30,14 @@ class FrozenBase(pl.Callback):
         self._compare_with_run(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._digest(pl_module) != self.digest:
-            raise UserError(
-                "the frozen base has changed in training: the method writes to weights that it does not train"
-            )
+        if self._digest(pl_module) == self.digest:
+            return
+        if self.run and trainer.is_global_zero:  # nobody should go on from them, or judge them
+            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+        raise UserError(
+            "the frozen base has changed in training: the method writes to weights that it does not train; the "
+            "checkpoints, which do not hold these, are deleted"
+        )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:

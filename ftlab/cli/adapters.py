@@ -18,13 +18,13 @@ from ftlab.data import Encoder
 from ftlab.data.encoder import Encoding
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding
-from ftlab.methods.adapters import Adapters, read_config
+from ftlab.methods.adapters import Adapters
+from ftlab.methods.saved_config import read_config
 from ftlab.networks import DType, Network, Quantization
-from ftlab.runs import Run
 
 
 @dataclass(frozen=True)
-class Unsaid:
+class Undescribed:
     """What holds for adapters that no run describes.
 
     Args:
@@ -63,13 +63,13 @@ class Source:
     run: bool
 
 
-def find(given: Iterable[str], base: str | None, unsaid: Unsaid) -> list[Source]:
+def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> list[Source]:
     """The adapters of `--adapter NAME=DIR`, all of one base.
 
     Args:
         given: As on the command line.
         base: Where the base of all of them lies; by default they say it.
-        unsaid: What holds for those that no run describes.
+        undescribed: What holds for those that no run describes.
 
     Raises:
         UserError: One is no adapter, or they belong to different bases.
@@ -82,8 +82,8 @@ def find(given: Iterable[str], base: str | None, unsaid: Unsaid) -> list[Source]
         if name in directories:
             raise UserError(f"--adapter: {name!r} is given twice: give each adapter a name of its own")
         directories[name] = Path(place)
-    sources = [_source(name, directory, base, unsaid) for name, directory in directories.items()]
-    if unsaid != Unsaid() and all(source.run for source in sources):
+    sources = [_source(name, directory, base, undescribed) for name, directory in directories.items()]
+    if undescribed != Undescribed() and all(source.run for source in sources):
         raise UserError("--dtype, --quantization and --template: every adapter is of a run, which says them itself")
     for other in sources[1:]:
         _one_base(sources[0], other)
@@ -121,7 +121,7 @@ def read_combination(text: str) -> tuple[str, dict[str, float]]:
     return name, weights
 
 
-def _source(name: str, directory: Path, base: str | None, unsaid: Unsaid) -> Source:
+def _source(name: str, directory: Path, base: str | None, undescribed: Undescribed) -> Source:
     """A run (its own directory, or its model/), or any other directory in peft's layout."""
     run = directory.parent if directory.name == "model" else directory
     if (run / "config.yaml").is_file():
@@ -132,7 +132,7 @@ def _source(name: str, directory: Path, base: str | None, unsaid: Unsaid) -> Sou
     where = base or config.base_model_name_or_path
     if not where:
         raise UserError(f"--adapter {name}: {directory} does not say which base it belongs to: give --base")
-    network = Network(where, None if base else config.revision, unsaid.dtype or "float32")
+    network = Network(where, None if base else config.revision, undescribed.dtype or "float32")
     own = (directory / "tokenizer_config.json").is_file()
     tokenized_by = Network(str(directory)) if own else network
     try:
@@ -140,13 +140,13 @@ def _source(name: str, directory: Path, base: str | None, unsaid: Unsaid) -> Sou
     except UserError as error:
         raise UserError(f"--adapter {name}: {error}; --base says where the base of all adapters lies now") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    voice = Voice(Encoder(tokenized_by.tokenizer(), Encoding(unsaid.template or "auto")), Decoding())
-    return Source(name, directory, network, unsaid.quantization, device, voice, tokenized_by, run=False)
+    voice = Voice(Encoder(tokenized_by.tokenizer(), Encoding(undescribed.template or "auto")), Decoding())
+    return Source(name, directory, network, undescribed.quantization, device, voice, tokenized_by, run=False)
 
 
 def _of_run(name: str, run: Path, base: str | None) -> Source:
     experiment = Experiment.of_run(run)
-    directory = _saved(experiment.run)
+    directory = experiment.run.saved_model()
     _config(name, directory)
     network = experiment.model.pretrained
     if base:
@@ -156,17 +156,6 @@ def _of_run(name: str, run: Path, base: str | None) -> Source:
     device = experiment.trainer.strategy.root_device
     quantization = experiment.model.method.quantization
     return Source(name, directory, network, quantization, device, voice, network, run=True)
-
-
-def _saved(run: Run) -> Path:
-    """The `model/` of a run. Raises UserError where training has not come to its end, or the files are damaged."""
-    if not run.model.is_dir():
-        raise UserError(f"{run.directory} has no model/: let ftlab fit come to its end")
-    there, written = run.model_digests(), run.record().get("model", {})
-    damaged = [name for name, digest in written.items() if there.get(name) != digest]
-    if damaged:
-        raise UserError(f"{run.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand")
-    return run.model
 
 
 def _config(name: str, directory: Path) -> peft.PeftConfig:

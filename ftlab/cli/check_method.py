@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
-from ftlab.cli.plugins import method_class
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.methods import Method
+from ftlab.methods.lookup import method_class
 from ftlab.networks import Network
 from ftlab.testing import Report, examine
 
@@ -63,7 +63,8 @@ def _parser(verb: str, method: type[Method] | None) -> ArgumentParser:
 
 
 def _print(report: Report) -> None:
-    table = Table("check", "base", "", "", box=None, pad_edge=False)
+    table = Table("check", "base", "", box=None, pad_edge=False)
+    table.add_column(overflow="fold")  # a tensor's name must not be cut
     for outcome in report.outcomes:
         status = Text(outcome.status, style=_COLOURS[outcome.status])
         table.add_row(outcome.check, outcome.base, status, Text(outcome.remark))

@@ -15,7 +15,7 @@ from ftlab.cli.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Answers:
+class Judgement:
     """What a network answers.
 
     Args:
@@ -48,16 +48,16 @@ class Judge:
         data.answers_in_validation = True
         data.test_limit = records  # limits what is scored, of any split
 
-    def __call__(self, network: nn.Module) -> Answers:
+    def __call__(self, network: nn.Module) -> Judgement:
         """Logits on tokens drawn from the whole vocabulary, and scores on the first validation records."""
         vocabulary = self.module.pretrained.config().get_text_config().vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0)).to(self.device)
         with torch.inference_mode():
             logits = network.eval()(input_ids=ids).logits.float().cpu()
         if not self.scored:
-            return Answers(logits, {}, 0)
+            return Judgement(logits, {}, 0)
         self._score(network)
-        return Answers(logits, self.module.tally.scores(), len(self.module.tally.answers))
+        return Judgement(logits, self.module.tally.scores(), len(self.module.tally.answers))
 
     def _score(self, network: nn.Module) -> None:
         self.module.network = network
@@ -84,9 +84,9 @@ class Comparison:
         full: What the run's weights answer on the base in full precision, where it was trained in few bits.
     """
 
-    run: Answers
-    export: Answers
-    full: Answers | None
+    run: Judgement
+    export: Judgement
+    full: Judgement | None
 
     @property
     def logit(self) -> float:
@@ -123,5 +123,5 @@ class Comparison:
         return table
 
 
-def _apart(one: Answers, other: Answers) -> float:
+def _apart(one: Judgement, other: Judgement) -> float:
     return float((one.logits - other.logits).abs().max())

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 
 _FLAGS = ("-c", "--config")
 
@@ -89,7 +89,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"configuration file {path} cannot be read ({error})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path} is not YAML ({one_line(error)})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

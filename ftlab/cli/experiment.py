@@ -25,10 +25,10 @@ from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Th
 from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand, read_config
 from ftlab.cli.plugins import with_methods
-from ftlab.cli.sentences import one_line, sentence
+from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, wandb_logger
 from ftlab.data import FinetuneData
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, short_hash
@@ -183,16 +183,7 @@ class Experiment(LightningCLI):
         Raises:
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
-        if not self.run.model.is_dir():
-            raise UserError(f"{self.run.directory} has no model/: let ftlab fit come to its end")
-        there, written = self.run.model_digests(), self.run.record().get("model", {})
-        damaged = [name for name, digest in written.items() if there.get(name) != digest]
-        if damaged:
-            raise UserError(
-                f"{self.run.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; "
-                "ftlab fit with another --run.name makes it again"
-            )
-        return self.open_saved(self.run.model, device)
+        return self.open_saved(self.run.saved_model(), device)
 
 
 def _whole(checkpoint: Path) -> str:

@@ -15,13 +15,14 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from ftlab.cli.comparison import Answers, Comparison, Judge
+from ftlab.cli.comparison import Comparison, Judge, Judgement
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.methods import adapter_bits
-from ftlab.networks import DType, base_kind
+from ftlab.networks import DType
 from ftlab.reports.model_card import model_card
+from ftlab.runs import files_under
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -141,12 +142,12 @@ def _opened(experiment: Experiment, options: Namespace, directory: Path, device:
 
 def _held(experiment: Experiment) -> str:
     """How the base was held in training."""
-    quantization, pretrained = experiment.model.method.quantization, experiment.model.pretrained
-    kind = quantization.kind if quantization else base_kind(pretrained.config())
+    pretrained = experiment.model.pretrained
+    kind = pretrained.base_kind(experiment.model.method.quantization)
     return pretrained.dtype if kind == "full" else kind
 
 
-def _in_full_precision(experiment: Experiment, judge: Judge) -> Answers | None:
+def _in_full_precision(experiment: Experiment, judge: Judge) -> Judgement | None:
     """What the trained weights answer on the base that has not been put into few bits, where the method does that."""
     method = experiment.model.method
     if not method.quantization or "full" not in method.bases:
@@ -175,4 +176,4 @@ def _must_be_the_same(comparison: Comparison, experiment: Experiment, options: N
 
 
 def _size(directory: Path) -> str:
-    return f"{sum(file.stat().st_size for file in directory.iterdir()) / 1e6:.3g} MB"
+    return f"{sum(file.stat().st_size for file in files_under(directory)) / 1e6:.3g} MB"

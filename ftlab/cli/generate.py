@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ftlab.cli.adapters import Unsaid, find, open_all, read_combination
+from ftlab.cli.adapters import Undescribed, find, open_all, read_combination
 from ftlab.cli.answers import Model, Voice
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
@@ -100,8 +100,8 @@ def _model_of_run(options: Namespace) -> Model:
 
 def _adapters_of(options: Namespace) -> Model:
     name, weights = read_combination(options.combine) if options.combine else ("", {})
-    unsaid = Unsaid(options.dtype, options.quantization, options.template)
-    sources = find(options.adapter, options.base, unsaid)
+    undescribed = Undescribed(options.dtype, options.quantization, options.template)
+    sources = find(options.adapter, options.base, undescribed)
     names = [*(source.name for source in sources), *([name] if weights else [])]
     if options.use and options.use not in names:
         raise UserError(f"--use: there is no adapter {options.use!r}: there are {', '.join(names)}")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'")
@@ -74,11 +74,6 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         return parser.instantiate(parser.parse_args(list(arguments)))
     except (ArgumentError, ValueError, TypeError) as error:
         raise UserError(sentence(error, parser)) from error
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def _wrong_value(text: str, key: str, parser: ArgumentParser) -> str:

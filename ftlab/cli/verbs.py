@@ -17,7 +17,7 @@ from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.errors import UserError
 from ftlab.networks import count_parameters
-from ftlab.runs import short_hash
+from ftlab.runs import files_under, short_hash
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def fit(experiment: Experiment) -> None:
             cost={
                 "trainable_parameters": trained,
                 "parameters": total,
-                "model_bytes": sum(file.stat().st_size for file in run.model.iterdir()),
+                "model_bytes": sum(file.stat().st_size for file in files_under(run.model)),
                 "seconds": round(time.perf_counter() - started, 3),
                 "training_seconds": round(experiment.throughput.seconds, 3),
                 "peak_memory_bytes": peak_memory(trainer.strategy.root_device),

@@ -37,6 +37,8 @@ class AdaLoRA(Peft):
         quantization: Hold the frozen base in few bits.
     """
 
+    sees_to = frozenset({"AdaLoraConfig"})
+
     def __init__(
         self,
         init_r: int = 12,

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 
 FILE = "adapter_quantized.safetensors"
 """Holds one row of bytes, the codes and then the maxima of each matrix, and by their names the tensors that are no
@@ -218,7 +218,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    why = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split()).rstrip(".")
+    why = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
     return UserError(f"{path} is damaged ({why}): export the adapter again")
 
 

@@ -20,10 +20,11 @@ from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.belonging import Base, check_base
+from ftlab.methods.saved_config import read_config
 
 Combination = Literal[
     "cat",
@@ -60,22 +61,6 @@ _SHARED = ("prompt_encoder", "vblora_vector_bank")
 
 # Layers of LoRA that look at which adapter each row is for.
 _MIXING = (lora.Linear, lora.Embedding, *(getattr(lora, n) for n in ("Linear4bit", "Linear8bitLt") if hasattr(lora, n)))
-
-
-def read_config(directory: Path) -> peft.PeftConfig:
-    """What an adapter's directory says of it.
-
-    Raises:
-        UserError: It holds no adapter, or one that this peft does not know.
-    """
-    if not (directory / "adapter_config.json").is_file():
-        raise UserError(f"{directory} holds no adapter: there is no adapter_config.json in it")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Unexpected keyword arguments")
-            return peft.PeftConfig.from_pretrained(str(directory))
-    except (ValueError, KeyError, TypeError, OSError, UserWarning) as error:
-        raise UserError(f"{directory} cannot be read by peft {peft.__version__} ({_sentence(error)})") from error
 
 
 class Adapters:
@@ -177,7 +162,7 @@ class Adapters:
         except ValueError as error:
             self.network.peft_config.pop(inside, None)  # or else peft takes the next of this name for made
             raise UserError(
-                f"{', '.join(weights)} cannot be combined by {kind} ({_sentence(error)}): take cat or svd"
+                f"{', '.join(weights)} cannot be combined by {kind} ({one_line(error)}): take cat or svd"
             ) from error
         finally:
             self.network.peft_config.update(given)
@@ -214,7 +199,7 @@ class Adapters:
                 result = self.network.load_adapter(str(place), inside)
         except (ValueError, RuntimeError, OSError, KeyError, TypeError, UserWarning) as error:
             raise UserError(
-                f"{name}: {directory} holds no adapter that fits the network{beside} ({_sentence(error)})"
+                f"{name}: {directory} holds no adapter that fits the network{beside} ({one_line(error)})"
             ) from error
         missing = [key for key in result.missing_keys if not any(part in key for part in _SHARED)]
         if missing:
@@ -309,7 +294,3 @@ def _check_density(kind: str, density: float | None) -> None:
         raise UserError(f"{kind} keeps every value: leave the density out, or take a kind that prunes")
     if density is not None and not 0 < density <= 1:
         raise UserError(f"the density is {density}: it is the share of values that is kept, above 0 and at most 1")
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -7,42 +7,64 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.networks import fingerprint
+from ftlab.networks import base_kind, fingerprint
 
 FILE = "base.json"
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class Base:
     """A base as it was opened.
 
+    Of a tensor, digests take 4,096 values, evenly spaced: all of a large network's would take as long as opening it.
+
     Args:
         base_model_name_or_path: Where it lies, or its name on the hub.
         revision: Its commit on the hub.
-        dtype: The type of its weights in memory: digests of two types cannot be compared.
-        digest: Of the weights that no quantisation touches: input embeddings, norms, biases.
+        held: How its matrices are held, as `base_kind` says it.
+        dtype: The type of all else in memory.
+        untouched: Digest of what no quantisation touches: input embeddings, norms, biases.
+        rounded: Of the same in bfloat16, by which a base is known again in float32 and in bfloat16.
+        matrices: Of the matrices, as they are held.
     """
 
     base_model_name_or_path: str
     revision: str | None
+    held: str
     dtype: str
-    digest: str
+    untouched: str
+    rounded: str
+    matrices: str
 
     @classmethod
     def of(cls, network: PreTrainedModel) -> Base:
         """The base that `network` is, freshly opened and not adapted."""
         embeddings: Any = network.get_input_embeddings().weight
-        untouched = [(name, tensor) for name, tensor in network.named_parameters() if tensor.ndim == 1]
+        vectors = [(name, tensor) for name, tensor in network.named_parameters() if tensor.ndim == 1]
+        untouched = [(name, _sample(tensor)) for name, tensor in [("embeddings", embeddings), *vectors]]
+        matrices = [(name, tensor) for name, tensor in network.named_parameters() if tensor.ndim > 1]
         return cls(
             str(network.name_or_path),
             getattr(network.config, "_commit_hash", None),
+            base_kind(network),
             str(embeddings.dtype).removeprefix("torch."),
-            fingerprint([("embeddings", embeddings), *untouched]),
+            fingerprint(untouched),
+            fingerprint((name, tensor.bfloat16()) for name, tensor in untouched),
+            fingerprint((name, _sample(tensor)) for name, tensor in matrices),
         )
+
+    def is_another(self, other: Base) -> bool:
+        """Whether the weights are not those of `other`, as far as two that are held in different ways can be
+        compared."""
+        if self.dtype == other.dtype:
+            held_alike = self.held == other.held
+            return self.untouched != other.untouched or (held_alike and self.matrices != other.matrices)
+        return "float16" not in (self.dtype, other.dtype) and self.rounded != other.rounded
 
     def write(self, directory: Path) -> None:
         """Writes it beside an adapter."""
@@ -60,7 +82,7 @@ def check_base(directory: Path, network: nn.Module) -> None:
         return
     assert isinstance(network, PreTrainedModel)
     theirs, ours = Base(**json.loads((directory / FILE).read_text())), Base.of(network)
-    if theirs.dtype == ours.dtype and theirs.digest != ours.digest:
+    if theirs.is_another(ours):
         raise UserError(
             f"{directory} was made on {_named(theirs)}, whose weights are not those of {_named(ours)}: open it on "
             "the base that it belongs to"
@@ -74,3 +96,10 @@ def check_base(directory: Path, network: nn.Module) -> None:
 
 def _named(base: Base) -> str:
     return base.base_model_name_or_path + (f" at {base.revision}" if base.revision else "")
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    if hasattr(tensor, "__tensor_flatten__"):  # of torchao: whole, as it is
+        return tensor
+    values = tensor.detach().flatten()
+    return values[:: max(1, len(values) // _SAMPLE)]

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import peft
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
+from ftlab.methods.saved_config import read_config
 from ftlab.methods.targets import check_targets, keep_tied, linear_layers
-from ftlab.methods.traits import bases_of, refusal, starts_as_the_base
-from ftlab.networks import Quantization, base_kind
+from ftlab.methods.traits import CHECKPOINTS, bases_of, refusal, starts_as_the_base
+from ftlab.networks import Quantization, base_kind, dequantised
 
 
 class Peft(Method):
@@ -35,9 +33,12 @@ class Peft(Method):
         quantization: Hold the frozen base in few bits, where the configuration can.
     """
 
+    sees_to: ClassVar[frozenset[str]] = frozenset()
+    """Configuration classes for which a subclass itself does what `Peft` refuses them for the lack of."""
+
     def __init__(self, config: peft.PeftConfig, quantization: Quantization | None = None) -> None:
         why = refusal(config)
-        if why and type(self) is Peft:  # a subclass sees to it
+        if why and type(config).__name__ not in self.sees_to:
             raise UserError(f"method.config {type(config).__name__}: {why}")
         self.config = config
         self.bases = bases_of(config)
@@ -50,13 +51,19 @@ class Peft(Method):
 
     def _quantise(self, quantization: Quantization) -> None:
         if quantization.kind not in self.bases:
-            start = starts.kind(self.config)
-            what = type(self.config).__name__ + (f" with init {start}" if start else "")
             raise UserError(
-                f"method: {what} does not work on a base in {quantization.kind}, only on "
-                f"{', '.join(sorted(self.bases))}: take one of these, or another method"
+                f"method: {self.described} does not work on a base in {quantization.kind}, only on "
+                f"{', '.join(sorted(self.bases - CHECKPOINTS))}: take one of these, or another method"
             )
         self.quantization = quantization
+
+    @property
+    def described(self) -> str:
+        """What it is, with the options that decide on which base it works."""
+        start, dora = starts.kind(self.config), getattr(self.config, "use_dora", False)
+        options = [option for option, given in (("dora", dora), (f"init {start}", start)) if given]
+        name = type(self.config if type(self) is Peft else self).__name__
+        return f"{name} with {' and '.join(options)}" if options else name
 
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
         config = self.config_for(network)
@@ -64,7 +71,6 @@ class Peft(Method):
         check_targets(config, network)
         keep_tied(config, network)
         self._base = Base.of(network)
-        layers = ", ".join(linear_layers(network))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Invalid `")  # OFT: it would take another block size
@@ -72,9 +78,10 @@ class Peft(Method):
         except UserError:
             raise
         except Exception as error:  # peft says with whatever comes what it cannot do
+            has_targets = hasattr(config, "target_modules") and not isinstance(config, peft.TrainableTokensConfig)
+            hint = f"; its linear layers are {', '.join(linear_layers(network))}" if has_targets else ""
             raise UserError(
-                f"method: {type(self.config).__name__} cannot adapt {type(network).__name__} ({_sentence(error)}); "
-                f"its linear layers are {layers}"
+                f"method: {type(config).__name__} cannot adapt {type(network).__name__} ({one_line(error)}){hint}"
             ) from error
         if starts.rewrites_the_base(config):
             self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
@@ -112,14 +119,18 @@ class Peft(Method):
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
         check_base(directory, network)
-        _check_config(directory)
+        read_config(directory)
         self._base = Base.of(network)
         try:
             with plain(directory) as place, warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
-                return peft.PeftModel.from_pretrained(network, str(place))
+                return peft.PeftModel.from_pretrained(network, str(place), config=self.config_of(place))
         except (ValueError, RuntimeError, OSError, UserWarning) as error:
-            raise UserError(f"{directory} holds no adapter that fits the network ({_sentence(error)})") from error
+            raise UserError(f"{directory} holds no adapter that fits the network ({one_line(error)})") from error
+
+    def config_of(self, directory: Path) -> peft.PeftConfig:
+        """The configuration by which a saved adapter is opened."""
+        return read_config(directory)
 
     def merge(self, network: nn.Module) -> PreTrainedModel:
         assert isinstance(network, peft.PeftModel)
@@ -130,7 +141,7 @@ class Peft(Method):
             return tuner.merge_and_unload() if base_kind(network) == "full" else self._merge_dequantised(network)
         except (ValueError, NotImplementedError, TypeError, RuntimeError, AttributeError) as error:
             raise UserError(
-                f"{type(self.config).__name__} cannot be folded into the weights ({_sentence(error)}): export the "
+                f"{type(self.config).__name__} cannot be folded into the weights ({one_line(error)}): export the "
                 "adapter instead"
             ) from error
 
@@ -139,29 +150,9 @@ class Peft(Method):
         weights = peft.get_peft_model_state_dict(network)
         config = network.peft_config[network.active_adapter]
         tuner: Any = network.base_model
-        base = tuner.unload().dequantize()
+        base = dequantised(tuner.unload())
         base = base.to(next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point()))
         adapted = peft.get_peft_model(base, config)
         peft.set_peft_model_state_dict(adapted, weights)
         merged: Any = adapted.base_model
         return merged.merge_and_unload()
-
-
-def _check_config(directory: Path) -> None:
-    """Refuses what this peft would leave out with a warning, or trip over."""
-    path = directory / peft.utils.CONFIG_NAME
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(config.get("peft_type"))
-    unknown = set(config) - {field.name for field in dataclasses.fields(known)} - {"runtime_config"} if known else set()
-    if known is None or unknown:
-        what = f"fields {', '.join(sorted(unknown))}" if known else f"peft_type {config.get('peft_type')}"
-        raise UserError(
-            f"{path} was written by peft {config.get('peft_version')}, and {what} means nothing to the installed "
-            f"{peft.__version__}: install the newer one"
-        )
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -59,6 +59,10 @@ class QLoRA(LoRA):
         self._quantise(Quantization(kind, double, compute_dtype))
         self.identity_at_start = not self._from_rounding
 
+    @property
+    def described(self) -> str:
+        return "QLoRA with init loftq" if self._from_rounding else super().described
+
     def adapt(self, network: PreTrainedModel, batches: Iterable[dict[str, Tensor]] | None = None) -> nn.Module:
         adapted = super().adapt(network, batches)
         if self._from_rounding:

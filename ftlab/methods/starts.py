@@ -29,6 +29,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {"eva": peft.EvaConfig, "corda": CordaCo
 
 CORDA_ROWS = 256
 """As many samples as the authors take for the covariance of a layer's inputs."""
+EVA_BATCHES = 256
+"""They stay in memory while the directions settle, which takes tens of them."""
 LORA_GA_BATCHES = 8
 """One gradient over a few batches: a start, no step."""
 
@@ -73,7 +75,7 @@ def adapted(network: PreTrainedModel, config: Any, batches: Batches | None) -> p
     elif start == "lora_ga":
         preprocess_loraga(network, config, train_step=lambda: _back_propagate(network, rows))
     if start == "eva":
-        rows = list(rows)  # peft asks for their length and goes through them more than once
+        rows = list(islice(rows, EVA_BATCHES))  # peft asks for their length and goes through them more than once
         _enough_to_see(config, rows)
     model: Any = peft.get_peft_model(network, config)
     if start == "eva":
@@ -107,7 +109,9 @@ def take_from_rounding(adapted: peft.PeftModel) -> None:
         UserError: No layer of 4 bits is adapted.
     """
     base: Any = adapted.get_base_model()
-    original = AutoModelForCausalLM.from_pretrained(base.name_or_path, dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(
+        base.name_or_path, revision=getattr(base.config, "_commit_hash", None), dtype=torch.float32
+    )
     layers: dict[str, Any] = {
         name: module for name, module in adapted.named_modules() if isinstance(module, Linear4bit)
     }

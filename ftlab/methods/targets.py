@@ -8,11 +8,13 @@ from typing import Any
 
 import peft
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ftlab.errors import UserError
+from ftlab.methods.traits import rank_is_of_the_layer
 
 
 def check_targets(config: peft.PeftConfig, network: PreTrainedModel) -> None:
@@ -39,10 +41,22 @@ def name_all_linear(config: Any, network: PreTrainedModel) -> None:
 
 
 def keep_tied(config: Any, network: PreTrainedModel) -> None:
-    """Has peft train tied embeddings as the one matrix that they are, where either is trained whole beside LoRA."""
+    """Has peft train tied embeddings as the one matrix that they are, where either is trained whole beside LoRA.
+
+    Raises:
+        UserError: Beside anything else it cannot.
+    """
     wanted = getattr(config, "modules_to_save", None) or ()
-    if isinstance(config, peft.LoraConfig) and any(_last(name) in wanted for name in _tied_names(network)):
-        config.ensure_weight_tying = True
+    tied = [name for name in _tied_names(network) if _last(name) in wanted]
+    if not tied:
+        return
+    if not isinstance(config, peft.LoraConfig):
+        raise UserError(
+            f"method: modules_to_save {_last(tied[0])} beside {type(config).__name__}: {tied[0]} shares its matrix "
+            "with the other end of the network (tied embeddings), and peft would train a copy of it; leave it out, or "
+            "take LoRA, beside which the one matrix is trained"
+        )
+    config.ensure_weight_tying = True
 
 
 def head_names(network: PreTrainedModel) -> set[str]:
@@ -66,14 +80,16 @@ def _no_embedding_by_accident(config: peft.PeftConfig, network: PreTrainedModel)
     pattern = getattr(config, "target_modules", None)
     if not isinstance(pattern, str) or pattern == "all-linear":
         return
-    for module in (network.get_input_embeddings(), network.get_output_embeddings()):
-        for name, other in network.named_modules():
-            last = _last(name)
-            if other is module and re.fullmatch(pattern, name) and last not in pattern:
-                raise UserError(
-                    f"method.targets: {pattern!r} also matches {name}, which holds the vocabulary; write {last} into "
-                    "the expression if that is meant, or make the expression narrower"
-                )
+    head = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        last = _last(name)
+        embeds = isinstance(module, nn.Embedding) or module is head
+        if embeds and re.fullmatch(pattern, name) and last not in pattern:
+            raise UserError(
+                f"method.targets: {pattern!r} also matches {name}, which is {'the head' if module is head else 'an'}"
+                f"{'' if module is head else ' embedding'}; write {last} into the expression if that is meant, or make "
+                "the expression narrower"
+            )
 
 
 def _nothing_tied(config: peft.PeftConfig, network: PreTrainedModel) -> None:
@@ -99,15 +115,19 @@ def _tied_names(network: PreTrainedModel) -> list[str]:
 
 def _rank_fits(config: peft.PeftConfig, network: PreTrainedModel) -> None:
     """W + B A is of full rank at min(in, out): a larger one stores numbers that add nothing."""
-    if not isinstance(config, peft.LoraConfig):
+    field = next((field for field in ("init_r", "r") if hasattr(config, field)), "")
+    if not rank_is_of_the_layer(config) or not field:
         return
-    rank = getattr(config, "init_r", config.r)
     for name, layer in _adapted(config, network):
-        if isinstance(layer, nn.Linear) and rank > min(layer.in_features, layer.out_features):
+        ranks = getattr(config, "rank_pattern", None) or {}
+        rank: Any = ranks.get(get_pattern_key(list(ranks), name), getattr(config, field))
+        if not isinstance(layer, nn.Linear | Conv1D):
+            continue
+        inputs, outputs = layer.weight.shape if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+        if rank > min(inputs, outputs):
             raise UserError(
-                f"method.r is {rank}, and {name} has {layer.in_features} inputs and {layer.out_features} outputs: "
-                f"give at most {min(layer.in_features, layer.out_features)}, or leave {_last(name)} out "
-                "of the targets"
+                f"method.{field} is {rank}, and {name} has {inputs} inputs and {outputs} outputs: give at most "
+                f"{min(inputs, outputs)}, or leave {_last(name)} out of the targets"
             )
 
 

@@ -14,13 +14,16 @@ from peft.tuners.boft.layer import get_fbd_cuda
 from ftlab.methods import starts
 
 FOUR_BITS = frozenset({"nf4", "fp4"})
-EVERY = FOUR_BITS | {"full", "int8", "torchao"}
+CHECKPOINTS = frozenset({"torchao"})
+"""What others have quantised: no kind of `Quantization`, and not to be asked for."""
+EVERY = FOUR_BITS | CHECKPOINTS | {"full", "int8"}
 
 _ON_EVERY_BASE = """
     AdaLora AdaptionPrompt BOFT Beft C3A CPT Cartridge FourierFT Gralora Hira IA3 LNTuning Lily Lora Miss OFT
     PrefixTuning PromptEncoder PromptTuning Pvera RandLora Road Shira TrainableTokens VBLoRA Vera WaveFT
 """
 _NOT_ON_FOUR_BITS = "LoHa LoKr"
+_RANK_OF_THE_LAYER = "Delora Hira HRA LoHa Psoft"
 # of the last four it is a decomposition of the base that is put together again
 _STARTS_ELSEWHERE = "CPT Cartridge PrefixTuning PromptEncoder PromptTuning UniLora VBLoRA XLora Deft Frod HRA OSF"
 
@@ -83,6 +86,11 @@ def _of_another_start(config: peft.LoraConfig) -> str | None:
         if getattr(config, f"{start}_config") is not None and config.init_lora_weights != start:
             return f"{start}_config acts with init_lora_weights {start} alone: give both, or neither"
     return None
+
+
+def rank_is_of_the_layer(config: peft.PeftConfig) -> bool:
+    """Whether `r` is the rank of an update, which is that of the layer at most, and not a size of something shared."""
+    return isinstance(config, peft.LoraConfig) or _name(config) in _RANK_OF_THE_LAYER.split()
 
 
 def _name(config: peft.PeftConfig) -> str:

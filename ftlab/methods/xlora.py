@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.methods.adapter_bits import is_quantised, plain
+from ftlab.methods.adapter_bits import PLAIN, is_quantised, plain
+from ftlab.methods.belonging import check_base
 from ftlab.methods.peft import Peft
+from ftlab.methods.saved_config import read_config
 
 ROUTER = "internal_xlora_classifier"
 
@@ -31,6 +35,8 @@ class XLoRA(Peft):
         size: Its hidden units, where `depth` is above 1.
         dropout: Share of its hidden units that are dropped in training.
     """
+
+    sees_to = frozenset({"XLoraConfig"})
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class XLoRA(Peft):
             raise UserError(
                 f"method.adapters: {rounded[0]} is stored in few bits: give the adapter that it was made of"
             )
+        self._adapters = adapters
         super().__init__(
             peft.XLoraConfig(
                 hidden_size=1,  # that of the network: see config_for
@@ -73,26 +80,49 @@ class XLoRA(Peft):
             raise UserError(
                 "model.gradient_checkpointing: X-LoRA's two passes cannot be computed again: set it to false"
             )
+        for adapter in self._adapters:
+            check_base(Path(adapter), network)
+            read_config(Path(adapter))
         network.config.use_cache = False
         return super().adapt(network, batches)
 
     def save(self, network: nn.Module, directory: Path) -> None:
-        """As peft does, and the first layer of the router, which peft takes for the adapter "0" and leaves out."""
+        """The router as peft does, whole: peft takes its first layer for the adapter "0" and leaves it out; and the
+        adapters in directories 0, 1, …, where peft leaves a part of the base under other names."""
+        assert isinstance(network, peft.PeftModel)
         super().save(network, directory)
-        path = directory / "adapter_model.safetensors"
-        save_file(load_file(path) | _lost(network), path, metadata={"format": "pt"})
+        save_file(load_file(directory / PLAIN) | _lost(network), directory / PLAIN, metadata={"format": "pt"})
+        experts: Any = network.base_model.lora_model
+        for name, config in experts.peft_config.items():
+            shutil.rmtree(directory / name, ignore_errors=True)
+            config.save_pretrained(str(directory / name))
+            tensors = {f"base_model.{key}": tensor for key, tensor in _expert(experts, name).items()}
+            save_file(tensors, directory / name / PLAIN, metadata={"format": "pt"})
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
         network.config.use_cache = False
         loaded = super().load(network, directory)
         with plain(directory) as place:
-            saved = load_file(place / "adapter_model.safetensors")
+            saved = load_file(place / PLAIN)
         for name, tensor in _lost(loaded).items():
             tensor.copy_(saved[name])
         return loaded
 
+    def config_of(self, directory: Path) -> peft.PeftConfig:
+        """With the adapters that were saved beside the router: those it was trained over may be gone, or others."""
+        config: Any = super().config_of(directory)
+        config.adapters = {name: str(directory / name) for name in config.adapters}
+        return config
+
     def merge(self, network: nn.Module) -> PreTrainedModel:
         raise UserError("X-LoRA has no merged form, as its mixture depends on the text: export the adapter instead")
+
+
+def _expert(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """The matrices of one of the adapters, by the names that they have in peft's layout."""
+    pattern = re.compile(rf"(model\..*\.lora_(?:embedding_)?[AB])\.{name}(\.weight)?")
+    found = {key: (pattern.fullmatch(key), tensor) for key, tensor in network.state_dict().items()}
+    return {match[1] + (match[2] or ""): tensor.contiguous() for match, tensor in found.values() if match}
 
 
 def _lost(network: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.methods.base import Method
-from ftlab.networks import base_kind
+from ftlab.methods.belonging import Base, check_base
+from ftlab.networks import base_kind, dequantised
 
 
 class ZeroShot(Method):
@@ -25,13 +25,13 @@ class ZeroShot(Method):
 
     def save(self, network: nn.Module, directory: Path) -> None:
         """Names the base; there is nothing else to keep."""
-        directory.mkdir(parents=True, exist_ok=True)
-        base = {"base_model_name_or_path": network.name_or_path}
-        (directory / "base.json").write_text(json.dumps(base, indent=2) + "\n")
+        assert isinstance(network, PreTrainedModel)
+        Base.of(network).write(directory)
 
     def load(self, network: PreTrainedModel, directory: Path) -> nn.Module:
+        check_base(directory, network)
         return network.requires_grad_(False)
 
     def merge(self, network: nn.Module) -> PreTrainedModel:
         assert isinstance(network, PreTrainedModel)
-        return network if base_kind(network) == "full" else network.dequantize()
+        return network if base_kind(network) == "full" else dequantised(network)

@@ -19,7 +19,7 @@ from ftlab.data.examples import IGNORED
 from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
 from ftlab.data.streaming import streamed_steps
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
@@ -28,7 +28,7 @@ from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
-from ftlab.networks import Network, base_kind
+from ftlab.networks import Network
 
 
 class FinetuneModule(pl.LightningModule):
@@ -100,12 +100,12 @@ class FinetuneModule(pl.LightningModule):
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization = self.method.quantization
         device = self.trainer.strategy.root_device
-        network = self.pretrained.model(quantization, device if quantization else "cpu")
-        if (kind := base_kind(network)) not in self.method.bases:
+        if (kind := self.pretrained.base_kind(quantization)) not in self.method.bases:
             raise UserError(
                 f"model.method: {type(self.method).__name__} does not work on a base in {kind}, which "
                 f"{self.pretrained.path} is, only on {', '.join(sorted(self.method.bases))}: take another of the two"
             )
+        network = self.pretrained.model(quantization, device if quantization else "cpu")
         if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         batches = self._batches(device) if self.method.needs_batches else None
@@ -125,7 +125,8 @@ class FinetuneModule(pl.LightningModule):
         longest = self.data.encoder.max_length
         if not self.data.streaming:
             longest = int(self.data.rows("train").lengths.max())
-        if longest is None or longest + virtual > context:
+        assert longest is not None  # the context, where nothing else is said
+        if longest + virtual > context:
             raise UserError(
                 f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
                 f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
@@ -175,7 +176,7 @@ class FinetuneModule(pl.LightningModule):
         try:
             optimizer = self.optimizer(groups)
         except ValueError as error:  # such as a negative rate
-            raise UserError(f"model.optimizer: {' '.join(str(error).split())}") from error
+            raise UserError(f"model.optimizer: {one_line(error)}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         scheduler = self.schedule(optimizer, self.total_steps())
@@ -228,7 +229,7 @@ class FinetuneModule(pl.LightningModule):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a network raises on a batch that it was not made for
-            isolated, why = False, f"cannot be read ({' '.join(str(error).split())})"
+            isolated, why = False, f"cannot be read ({one_line(error)})"
         if not isolated:
             raise UserError(
                 f"data.batching pack: in {self.pretrained.path} with this method packed records {why}, so the loss "

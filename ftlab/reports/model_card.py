@@ -25,8 +25,8 @@ def model_card(
     network: Network,
     directory: Path,
     *,
-    held: str = "full precision",
-    checked: Sequence[Sequence[str]] = (),
+    held: str,
+    checked: Sequence[Sequence[str]],
     license: str | None = None,
 ) -> str:
     """The README.md of an export.
@@ -64,7 +64,7 @@ def model_card(
         "Data": _facts(_data(config, record)),
         "Training": _yaml(_training(config)),
         "Scores": _table([["score", "value"], *([key, f"{value:.4f}"] for key, value in scores.items())]),
-        "Compared with the run": _table(checked) if checked else "Not compared.",
+        "Compared with the run": _table(checked),
         "Provenance": _facts(_provenance(record)),
         "Licence": license or "Not stated: ask whose network and data these are.",
     }
@@ -101,7 +101,7 @@ def _use(network: Network, held: str, directory: Path, adapter: bool) -> str:
         served = "Served by vLLM: `vllm serve DIR`."
     else:  # nothing was trained: the base is the model
         opening = [f"model = AutoModelForCausalLM.from_pretrained({base})"]
-        served = f"Served by vLLM: `vllm serve {network.path}`."
+        served = f"Served by vLLM: `vllm serve {_named(network)}`."
     imports = [
         *(["import peft"] if adapter else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -115,10 +115,17 @@ def _served(network: Network, held: str, directory: Path) -> str:
     """Whether vLLM puts the adapter onto its base, and how."""
     if why_not := serving.why_not_vllm(directory):
         return f"Not by vLLM: {why_not}."
-    said = f"Served by vLLM: `vllm serve {network.path} --enable-lora --lora-modules name=DIR`"
+    rank = serving.vllm_rank(directory)
+    more = f" --max-lora-rank {rank}" if rank > 16 else ""  # vLLM's default
+    said = f"Served by vLLM: `vllm serve {_named(network)} --enable-lora{more} --lora-modules name=DIR`"
     if held in ("float32", "bfloat16", "float16"):
         return f"{said}."
     return f"{said}, which is on the base in full precision; it was trained on one in {held}."
+
+
+def _named(network: Network) -> str:
+    """The base, as vLLM's command line names it."""
+    return network.path + (f" --revision {network.revision}" if network.revision else "")
 
 
 def _base(network: Network, held: str, record: Mapping[str, Any]) -> Iterator[list[str]]:

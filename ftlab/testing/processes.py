@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,12 +67,15 @@ def _elsewhere(trial: Trial, function: Callable[..., Any], argument: Any) -> Any
     place.with_suffix(".task").write_bytes(task)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     command = [sys.executable, "-W", "ignore", "-m", "ftlab.testing.processes", str(place)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False)
-    except subprocess.TimeoutExpired:
-        raise Broken(f"the process had not ended after {PATIENCE} s") from None
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, start_new_session=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            _, said = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with those that it has started
+            raise Broken(f"the process had not ended after {PATIENCE} s") from None
+    if process.returncode != 0:
+        last = (said.strip().splitlines() or ["it said nothing"])[-1]
         raise Broken(f"the process failed: {last}")
     return torch.load(place.with_suffix(".answer"), weights_only=True)
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.methods import Method
 from ftlab.networks import Network, Quantization
 from ftlab.testing import processes as elsewhere
@@ -114,8 +114,14 @@ def _tried(trial: Trial, checks: dict[str, Check]) -> Iterator[Outcome]:
             yield Outcome(name, trial.base, "not tried", "training failed")
         return
     yield Outcome("training", trial.base, "passed", f"{trial.steps} steps" if run.method.trains else "trains nothing")
+    undeclared = False
     for name, check in checks.items():
-        yield _outcome(name, check, run)
+        if undeclared and check in (trainings.resumed, trainings.two_instances):
+            yield Outcome(name, trial.base, "not tried", "weights change that are not declared, as is said above")
+            continue
+        outcome = _outcome(name, check, run)
+        undeclared |= outcome.status == "failed" and check in (promises.declared, promises.base)
+        yield outcome
 
 
 def _outcome(name: str, check: Check, run: Run) -> Outcome:
@@ -134,5 +140,5 @@ def _outcome(name: str, check: Check, run: Run) -> Outcome:
 
 def _raised(error: Exception) -> str:
     """An error in one line; a UserError is a sentence of its own."""
-    said = " ".join(str(error).split())
+    said = one_line(error)
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said or 'without a message'}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.data.collators import PackCollator, PadCollator
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.testing.promises import apart
 from ftlab.testing.report import Broken, NotTried, Refused
@@ -46,6 +46,8 @@ def checkpointed(run: Run) -> str:
     try:
         run.trial.fit(run.trial.module(gradient_checkpointing=True), [seen])
     except UserError as error:
+        if seen.asked:
+            raise Broken(f"with gradient checkpointing training begins, and then stops: {error}") from error
         raise Refused(str(error)) from error
     return compare_gradients(seen.first, run.seen.first, "with gradient checkpointing")
 
@@ -70,9 +72,7 @@ def packed(run: Run) -> str:
     except Refused:
         raise
     except Exception as error:  # whatever a network raises on a batch that it was not made for
-        raise Refused(
-            f"packed records cannot be read ({' '.join(str(error).split())}), which training refuses"
-        ) from error
+        raise Refused(f"packed records cannot be read ({one_line(error)}), which training refuses") from error
     data = run.trial.data()
     rows = [data.rows("train")[place] for place in range(ROWS)]
     pad, module = data.encoder.pad_id, run.module.eval()

@@ -177,6 +177,15 @@ class TestFrozenBase:
         with pytest.raises(UserError, match="the frozen base has changed"):
             trainer.fit(make_module(LoRA(r=1)), make_data())
 
+    def test_after_a_change_there_is_nothing_to_go_on_from(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
+    ) -> None:
+        """Or the same command again would find the base as it was, and be content."""
+        callbacks = [Checkpoints(run, every=1), FrozenBase(run), self.Vandal()]
+        with pytest.raises(UserError, match="the checkpoints, which do not hold these, are deleted"):
+            make_trainer(max_steps=1, callbacks=callbacks).fit(make_module(LoRA(r=1)), make_data())
+        assert not run.checkpoints.exists()
+
     def test_another_base_under_the_same_path_is_refused(
         self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
     ) -> None:

@@ -15,6 +15,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ftlab.networks import Quantization
+
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("merge", [False, True])
@@ -41,6 +43,20 @@ def test_a_base_in_bfloat16_is_merged_in_float32(method: str, workplace: Path, f
     assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float32}
 
 
+@pytest.mark.parametrize("method", ["LoRA", "ZeroShot"])
+def test_a_checkpoint_in_few_bits_is_merged_in_full_precision(
+    method: str, workplace: Path, network: Any, ftlab: Callable[..., Any]
+) -> None:
+    network.model(Quantization("nf4", compute_dtype="float32")).save_pretrained("few")
+    network.tokenizer().save_pretrained("few")
+    options = ["--model.method", method, "--model.network.path", "few", "--run.name", "few"]
+    assert ftlab("fit", "-c", "tiny.yaml", *options).code == 0
+    answer = ftlab("export", "runs/tiny/few", "out", "--merge")
+    assert answer.code == 0, answer.err
+    assert {tensor.dtype for tensor in load_file("out/model.safetensors").values()} == {torch.float32}
+    assert "quantization_config" not in json.loads(Path("out/config.json").read_text())
+
+
 def test_zero_shot_merges_into_its_base(
     finished: Callable[[str], Path], network: Any, ftlab: Callable[..., Any]
 ) -> None:
@@ -48,6 +64,27 @@ def test_zero_shot_merges_into_its_base(
     base, out = (load_file(Path(place) / "model.safetensors") for place in (network.path, "out"))
     assert base.keys() == out.keys()
     assert all(torch.equal(base[name], out[name]) for name in base)
+
+
+def test_a_run_whose_model_has_directories_is_exported_and_asked(
+    finished: Callable[[str], Path], ftlab: Callable[..., Any]
+) -> None:
+    """X-LoRA keeps the adapters that it mixes beside its router."""
+    adapters = [str(finished("lora") / "model")] * 2
+    options = ["--model.method", "XLoRA", "--model.method.adapters", json.dumps(adapters), "--run.name", "mixed"]
+    assert ftlab("fit", "-c", "tiny.yaml", *options).code == 0
+    run = Path("runs/tiny/mixed")
+    sizes = {str(file.relative_to(run / "model")): file.stat().st_size for file in (run / "model").rglob("*.*")}
+    record = json.loads((run / "provenance.json").read_text())
+    assert {"0/adapter_model.safetensors", "1/adapter_model.safetensors"} < set(sizes)
+    assert record["model"].keys() == sizes.keys()
+    assert record["cost"]["model_bytes"] == sum(sizes.values())
+    answer = ftlab("export", run, "out")
+    assert answer.code == 0, answer.err
+    assert Path("out/1/adapter_model.safetensors").is_file()
+    assert ftlab("generate", run, "--prompt", "Zeno").code == 0
+    (run / "model/1/adapter_model.safetensors").write_bytes(b"")
+    assert "1/adapter_model.safetensors is not as the run wrote it" in ftlab("generate", run, "--prompt", "Zeno").err
 
 
 @pytest.mark.parametrize("merge", [(), ("--merge",)])

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ftlab.errors import UserError
-from ftlab.methods import LoRA, Peft, QLoRA
+from ftlab.methods import LoRA, Peft, QLoRA, ZeroShot
 from ftlab.networks import Network
 
 
@@ -40,7 +40,9 @@ def test_the_base_is_known_wherever_it_lies(adapter: Path, moved: Callable[[str,
     LoRA(r=4).load(moved("model.norm.weight", 0.0).model(), adapter)
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"]
+)
 def test_another_base_of_the_same_shape_is_refused(
     adapter: Path, moved: Callable[[str, float], Network], network: Network, name: str
 ) -> None:
@@ -53,6 +55,37 @@ def test_another_base_of_the_same_shape_is_refused(
 def test_the_same_base_in_few_bits_or_in_bfloat16_is_accepted(adapter: Path, network: Network) -> None:
     QLoRA(r=4).load(network.model(QLoRA(r=4).quantization), adapter)
     LoRA(r=4).load(Network(network.path, dtype="bfloat16").model(), adapter)
+
+
+def test_another_base_in_another_type_is_refused(adapter: Path, moved: Callable[[str, float], Network]) -> None:
+    other = moved("model.norm.weight", 0.1)
+    with pytest.raises(UserError, match="was made on"):
+        LoRA(r=4).load(Network(other.path, dtype="bfloat16").model(), adapter)
+
+
+def test_a_base_into_which_an_adapter_was_merged_is_another(
+    adapter: Path, network: Network, adapt: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """Only its linear layers differ."""
+    method = LoRA(r=4, init="gaussian")
+    adapted = adapt(method, network)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.01)
+    method.merge(adapted).save_pretrained(tmp_path / "merged")
+    with pytest.raises(UserError, match="was made on"):
+        LoRA(r=4).load(Network(str(tmp_path / "merged")).model(), adapter)
+
+
+def test_another_base_in_the_same_few_bits_is_refused(
+    network: Network, adapt: Callable[..., nn.Module], moved: Callable[[str, float], Network], tmp_path: Path
+) -> None:
+    method = QLoRA(r=4)
+    method.save(adapt(method, network), tmp_path / "of4bits")
+    method.load(network.model(method.quantization), tmp_path / "of4bits")
+    other = moved("model.layers.1.mlp.up_proj.weight", 0.1)
+    with pytest.raises(UserError, match="was made on"):
+        method.load(other.model(method.quantization), tmp_path / "of4bits")
 
 
 def test_another_revision_is_refused(adapter: Path, network: Network) -> None:
@@ -80,3 +113,12 @@ def test_a_configuration_of_a_newer_peft_is_refused(adapter: Path, network: Netw
     assert "99.0" in str(caught.value)
     assert peft.__version__ in str(caught.value)
     assert "FUTURE" in str(caught.value).upper()
+
+
+def test_the_baseline_belongs_to_its_base_too(
+    moved: Callable[[str, float], Network], network: Network, tmp_path: Path
+) -> None:
+    ZeroShot().save(ZeroShot().adapt(network.model()), tmp_path / "base")
+    ZeroShot().load(network.model(), tmp_path / "base")
+    with pytest.raises(UserError, match="was made on"):
+        ZeroShot().load(moved("model.norm.weight", 1e-3).model(), tmp_path / "base")

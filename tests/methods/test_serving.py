@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ftlab.methods import LoRA, Method, Peft
-from ftlab.methods.serving import why_not_vllm
+from ftlab.methods.serving import vllm_rank, why_not_vllm
 from ftlab.networks import Network
 
 LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
@@ -27,6 +27,7 @@ def test_plain_lora_is_in_its_layout(
     """As vllm/lora/utils.py takes names apart: base_model.model.MODULE.lora_A.weight, MODULE being the base's own."""
     directory = saved(method, network, adapt, tmp_path / "adapter")
     assert why_not_vllm(directory) is None
+    assert vllm_rank(directory) == 8
     modules = dict(network.model().named_modules())
     for name in load_file(directory / "adapter_model.safetensors"):
         assert name.startswith("base_model.model.")
@@ -55,3 +56,20 @@ def test_what_it_does_not_take(
     method: Method, said: str, network: Network, adapt: Callable[..., nn.Module], tmp_path: Path
 ) -> None:
     assert said in str(why_not_vllm(saved(method, network, adapt, tmp_path / "adapter")))
+
+
+@pytest.mark.parametrize(("r", "least"), [(8, 16), (12, 32), (65, 256), (150, 320)])
+def test_a_start_that_is_saved_at_twice_its_rank_asks_for_that(
+    r: int, least: int, network: Network, adapt: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """PiSSA; vLLM takes 8, 16, 32, 64, 128, 256, 320 and 512 for --max-lora-rank."""
+    if r > 64:  # more than the layers of this network hold
+        (tmp_path / "adapter_config.json").write_text(f'{{"r": {2 * r}}}')
+    else:
+        saved(LoRA(r=r, init="pissa", targets=["q_proj"]), network, adapt, tmp_path)
+    assert vllm_rank(tmp_path) == least
+
+
+def test_too_high_a_rank_for_it_is_said(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 600}')
+    assert "ranks up to 512" in str(why_not_vllm(tmp_path))

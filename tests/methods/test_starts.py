@@ -8,6 +8,7 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from ftlab.errors import UserError
 from ftlab.methods import LoRA, Peft, QLoRA
@@ -72,6 +73,21 @@ def test_loftq_leaves_of_the_rounding_what_its_rank_cannot_hold(network: Network
     unheld = torch.linalg.svdvals(lost)[RANK:].square().sum().sqrt()
     assert float(left) == pytest.approx(float(unheld), rel=1e-4)
     assert left < torch.linalg.matrix_norm(lost)
+
+
+def test_loftq_compares_with_the_commit_that_was_rounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub is at hand: what is looked at is the revision that is asked for."""
+    opened, asked = AutoModelForCausalLM.from_pretrained, []
+
+    def note(path: str, revision: str | None = None, **options: Any) -> Any:
+        asked.append(revision)
+        return opened(path, **options)
+
+    base = network.model(Quantization("nf4"))
+    base.config._commit_hash = "abc"
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", note)
+    QLoRA(r=RANK, init="loftq").adapt(base)
+    assert asked == ["abc"]
 
 
 @pytest.mark.parametrize("init", ["eva", "corda", "lora_ga"])

@@ -37,3 +37,20 @@ def test_refused_with_a_reason(config: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         Peft(config())
     assert "\n" not in str(caught.value)
+
+
+def test_a_subclass_of_somebody_is_refused_the_same() -> None:
+    class Mine(Peft):
+        """Sees to nothing itself."""
+
+    with pytest.raises(UserError, match="task number"):
+        Mine(peft.PolyConfig())
+
+
+def test_one_that_sees_to_it_is_not() -> None:
+    class Mine(Peft):
+        """Carries the task number in some way of its own."""
+
+        sees_to = frozenset({"PolyConfig"})
+
+    assert isinstance(Mine(peft.PolyConfig()).config, peft.PolyConfig)

@@ -1,5 +1,6 @@
 """Every file under experiments/method as it stands: its method trains, and what it saves answers as it did."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +132,8 @@ def test_each_says_what_it_is_and_where_it_comes_from() -> None:
     for name in FILES:
         first = (EXPERIMENTS / "method" / f"{name}.yaml").read_text().split("\nmodel:")[0]
         assert first.startswith("# "), name
+        # a paper, or peft's or our own words for what has none
+        assert re.search(r"\d{4}\.\d{5}|20\d\d|peft", first) or name in ("full", "trainable_tokens", "zeroshot"), name
 
 
 def test_the_guide_tells_of_each_and_names_the_bases_that_it_works_on() -> None:

@@ -1,6 +1,8 @@
 """One optimiser step: its gradient does not depend on how the step is cut up, and what is logged is what happened."""
 
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -169,6 +171,18 @@ class TestNetwork:
         assert module.network is trained
         make_trainer(max_steps=1).fit(module, data)
         assert module.network is trained
+
+    def test_a_base_that_the_method_cannot_have_is_refused_before_its_weights_are_opened(
+        self, make_module: Make, make_data: Make, make_trainer: Make, network: Network, tmp_path: Path
+    ) -> None:
+        place = Path(shutil.copytree(network.path, tmp_path / "quantised"))
+        config = json.loads((place / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        (place / "config.json").write_text(json.dumps(config))
+        (place / "model.safetensors").unlink()
+        module = make_module(Full(), network=Network(str(place)))
+        with pytest.raises(UserError, match="Full does not work on a base in int8, which "):
+            make_trainer(max_steps=1).fit(module, make_data())
 
     def test_trains_in_train_mode(self, make_module: Make, make_data: Make, make_trainer: Make) -> None:
         modes = []

@@ -1,0 +1,43 @@
+"""The configuration beside a saved adapter, read as what it says or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import peft
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from ftlab.errors import UserError, one_line
+from ftlab.methods.adapter_bits import CONFIG
+
+
+def read_config(directory: Path) -> peft.PeftConfig:
+    """What an adapter's directory says of it.
+
+    Raises:
+        UserError: It holds no adapter, or one of which the installed peft would leave something out with a warning.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise UserError(f"{directory} holds no adapter: there is no {CONFIG} in it")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({one_line(error)}): save the adapter again") from error
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(said.get("peft_type"))
+    unknown = set(said) - {field.name for field in dataclasses.fields(known)} - {"runtime_config"} if known else set()
+    if known is None or unknown:
+        what = f"fields {', '.join(sorted(unknown))}" if known else f"peft_type {said.get('peft_type')}"
+        raise UserError(
+            f"{path} was written by peft {said.get('peft_version')}, and {what} means nothing to the installed "
+            f"{peft.__version__}: install the newer one"
+        )
+    try:
+        return peft.PeftConfig.from_pretrained(str(directory))
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            f"{path} was written by peft {said.get('peft_version')} and cannot be read by the installed "
+            f"{peft.__version__} ({one_line(error)}): install the one that wrote it"
+        ) from error
