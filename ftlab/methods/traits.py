@@ -23,6 +23,8 @@ _ON_EVERY_BASE = """
     PrefixTuning PromptEncoder PromptTuning Pvera RandLora Road Shira TrainableTokens VBLoRA Vera WaveFT
 """
 _NOT_ON_FOUR_BITS = "LoHa LoKr"
+_NOT_ON_INT8 = "Shira"
+"""Computes over the weights that the 8 bits stand for, without what int8 does to activations: it begins elsewhere."""
 _RANK_OF_THE_LAYER = "Delora Hira HRA LoHa Psoft"
 # of the last four it is a decomposition of the base that is put together again
 _STARTS_ELSEWHERE = "CPT Cartridge PrefixTuning PromptEncoder PromptTuning UniLora VBLoRA XLora Deft Frod HRA OSF"
@@ -33,6 +35,8 @@ def bases_of(config: peft.PeftConfig) -> frozenset[str]:
     name = _name(config)
     if name in _NOT_ON_FOUR_BITS.split():
         return EVERY - FOUR_BITS
+    if name in _NOT_ON_INT8.split():
+        return EVERY - {"int8"}
     if name not in _ON_EVERY_BASE.split():
         return frozenset({"full"})
     if name == "Hira":
