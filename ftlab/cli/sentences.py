@@ -45,6 +45,8 @@ def sentence(error: Exception, parser: ArgumentParser) -> str:
         if not option[1].startswith("-"):
             return f"{option[1]!r} belongs to no option: options look like --trainer.max_steps 100"
         name = option[1].lstrip("-").split("=")[0]
+        if any(action.dest == name and not action.option_strings for action in parser._actions):
+            return f"{name} is told by its place: leave out {option[1].split('=')[0]}"
         return _unknown(f"{key}.{name.split('.')[0]}" if key else name, owner, parser)
     if unknown := _UNKNOWN_KEY.search(text):
         above = key or unknown["group"]
