@@ -8,6 +8,13 @@ class UserError(Exception):
     """
 
 
+class Preempted(Exception):  # noqa: N818  (nothing went wrong)
+    """Training was stopped by a signal, in good order: the same command goes on. The command line exits with 75."""
+
+    EXIT_CODE = 75
+    """EX_TEMPFAIL of sysexits.h: a batch script that sees it puts the job back into the queue."""
+
+
 def one_line(error: Exception) -> str:
     """The message of an error, without its line breaks and last full stop, to stand within a sentence."""
     return " ".join(str(error).split()).rstrip(".")

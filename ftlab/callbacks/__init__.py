@@ -5,6 +5,16 @@ from ftlab.callbacks.frozen_base import FrozenBase
 from ftlab.callbacks.metrics_csv import MetricsCSV
 from ftlab.callbacks.model_writer import ModelWriter
 from ftlab.callbacks.neftune import NEFTune
+from ftlab.callbacks.preemption import Preemption
 from ftlab.callbacks.throughput import Throughput, peak_memory
 
-__all__ = ["Checkpoints", "FrozenBase", "MetricsCSV", "ModelWriter", "NEFTune", "Throughput", "peak_memory"]
+__all__ = [
+    "Checkpoints",
+    "FrozenBase",
+    "MetricsCSV",
+    "ModelWriter",
+    "NEFTune",
+    "Preemption",
+    "Throughput",
+    "peak_memory",
+]

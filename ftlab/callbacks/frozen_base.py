@@ -33,7 +33,7 @@ class FrozenBase(pl.Callback):
         if self._digest(pl_module) == self.digest:
             return
         if self.run and trainer.is_global_zero:  # nobody should go on from them, or judge them
-            shutil.rmtree(self.run.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.run.checkpoints.directory, ignore_errors=True)
         raise UserError(
             "the frozen base has changed in training: the method writes to weights that it does not train; the "
             "checkpoints, which do not hold these, are deleted"

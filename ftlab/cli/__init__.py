@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ftlab import __version__
 from ftlab.cli import quiet
-from ftlab.errors import UserError
+from ftlab.errors import Preempted, UserError
 
 VERBS = {
     "fit": "fine-tune a network as an experiment says; the same command again goes on where it stopped",
@@ -39,7 +39,8 @@ ftlab VERB --help lists the options of a verb; -v shows the whole trace of an er
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense."""
+    """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense, 75
+    where a signal has stopped training and the same command goes on, 130 where the user has."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = bool(arguments) and arguments[0] in ("-v", "--verbose")
     if verbose:
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             raise
         return _refuse(str(error), 1)
+    except Preempted as stop:
+        return _refuse(str(stop), Preempted.EXIT_CODE)
     except KeyboardInterrupt as stop:
         return _refuse(str(stop) or "stopped by the user", 130)
     except SystemExit as stop:  # after --help and --print_config

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import sys
 import traceback
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Throughput
+from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Preemption, Throughput
 from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand, read_config
 from ftlab.cli.plugins import with_methods
@@ -130,9 +129,11 @@ class Experiment(LightningCLI):
         """The trainer with what every run has: its directory, its loggers and callbacks."""
         config = self.config_init["trainer"]
         self.curves = MetricsCSV(self.run)
-        self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoint_every)
+        self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoints)
+        self.preemption = Preemption(self.checkpoints, self.config_init["run"])
         self.throughput = Throughput()
-        callbacks = [self.curves, self.throughput, FrozenBase(self.run), self.checkpoints, ModelWriter(self.run)]
+        callbacks = [self.curves, self.throughput, FrozenBase(self.run), self.preemption]
+        callbacks += [self.checkpoints, ModelWriter(self.run)]
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
@@ -163,13 +164,17 @@ class Experiment(LightningCLI):
             raise UserError(f"there is no run at {self.run.directory}: run ftlab fit first, or give -c RUN/config.yaml")
         if not self.model.method.trains:
             return None
-        if self.run.checkpoint is None:
+        checkpoint = self.run.checkpoints.to_judge()
+        if checkpoint is None:
             raise UserError(f"{self.run.directory} has no checkpoint yet: let ftlab fit come to its first one")
-        return _whole(self.run.checkpoint)
+        return str(checkpoint)
 
     def checkpoint_to_go_on_from(self) -> str | None:
-        """The last checkpoint of training that was interrupted; None where it starts."""
-        return _whole(self.run.last) if self.run.last.is_file() else None
+        """The last whole checkpoint of training that was interrupted; None where it starts."""
+        whole, damaged = self.run.checkpoints.to_go_on_from()
+        for path in damaged:
+            print(f"ftlab: {path} is damaged, and the one before is taken", file=sys.stderr)
+        return str(whole) if whole else None
 
     def open_saved(self, directory: Path, device: torch.device | str = "cpu") -> nn.Module:
         """The network with what the method saved in `directory`, on `device`, in evaluation mode."""
@@ -184,13 +189,6 @@ class Experiment(LightningCLI):
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
         return self.open_saved(self.run.saved_model(), device)
-
-
-def _whole(checkpoint: Path) -> str:
-    """The path of a checkpoint. Raises UserError where the file is torn."""
-    if not zipfile.is_zipfile(checkpoint):
-        raise UserError(f"{checkpoint} is damaged: delete it, and the command does without it")
-    return str(checkpoint)
 
 
 @contextlib.contextmanager

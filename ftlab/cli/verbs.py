@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.experiment import Experiment, trainer_refusals
-from ftlab.errors import UserError
+from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
 from ftlab.runs import files_under, short_hash
 
@@ -34,7 +35,7 @@ def fit(experiment: Experiment) -> None:
     ends = experiment.config.trainer
     if module.method.trains and ends.max_epochs is None and ends.max_steps == -1:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
-    with run.claimed(experiment.resolved(), owner=trainer.is_global_zero):
+    with experiment.preemption, run.claimed(experiment.resolved(), owner=trainer.is_global_zero):
         if run.finished:
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return
@@ -51,9 +52,9 @@ def fit(experiment: Experiment) -> None:
             ModelWriter(run).on_fit_end(trainer, module)
         if not trainer.is_global_zero:
             return
-        if "val_loss" in trainer.callback_metrics:
-            last = float(trainer.callback_metrics["val_loss"])
-            run.add_scores({"val_loss": min(last, experiment.checkpoints.best_loss)})
+        judged = next(iter(experiment.checkpoints.best.values()), trainer.callback_metrics)
+        if "val_loss" in judged:
+            run.add_scores({"val_loss": float(judged["val_loss"])})
         assert module.network is not None
         trained, total = count_parameters(module.network, module.method.trained(module.network))
         run.note(
@@ -93,16 +94,21 @@ def train(experiment: Experiment) -> None:
 
     Raises:
         KeyboardInterrupt: The user has stopped it.
+        Preempted: Another signal has.
     """
     run = experiment.run
     begin = experiment.checkpoint_to_go_on_from()
     try:
         experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=begin)
-    except SystemExit as stop:  # Lightning's answer to SIGINT, after its callbacks and loggers have closed
+    except (Preempted, SystemExit) as stop:  # the latter is Lightning's answer to a KeyboardInterrupt
+        by_user = isinstance(stop, SystemExit) or experiment.preemption.signal == signal.SIGINT
         if not run.last.is_file():
-            raise KeyboardInterrupt("stopped before the first checkpoint: the same command starts anew") from stop
-        run.note(state="interrupted", ended=_now())
-        raise KeyboardInterrupt(f"stopped: the same command goes on from {run.last}") from stop
+            said = "stopped before the first checkpoint: the same command starts anew"
+        else:
+            said = str(stop) if isinstance(stop, Preempted) else f"stopped: the same command goes on from {run.last}"
+            if experiment.trainer.is_global_zero:
+                run.note(state="interrupted" if by_user else "preempted", ended=_now())
+        raise (KeyboardInterrupt if by_user else Preempted)(said) from stop
 
 
 def validate(experiment: Experiment) -> None:

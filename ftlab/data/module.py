@@ -73,7 +73,7 @@ class FinetuneData(LightningDataModule):
         test_limit: Most prompts that are scored, evenly spaced over the split.
         streaming: Prepare training records while training runs, of sets too large for memory, or to be prepared first.
             Validation and test then need files of their own, and trainer.max_steps says where
-            training ends; set run.checkpoint_every, since no epoch ends before.
+            training ends; set run.checkpoints.every_n_steps, since no epoch ends before.
         shuffle_window: Training rows that are held and shuffled together, as they come; by default a whole epoch's, and
             with `streaming` 10,000.
         workers: Processes that put batches together, beside the main one; by default some where there is a GPU. With

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -29,6 +29,9 @@ from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network
+
+Wish = Literal["save", "stop"]
+WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
 class FinetuneModule(pl.LightningModule):
@@ -74,6 +77,10 @@ class FinetuneModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
         self.network: nn.Module | None = None
         self.tally = Tally()
+        self.asked: set[Wish] = set()
+        """What callbacks of this process want done at the end of the optimiser step under way."""
+        self.agreed: set[Wish] = set()
+        """What some process asked for at the last optimiser step: all know it, and can do it together."""
         self._step_targets = 0  # target tokens of the optimiser step under way, on this device
         self._logged_loss: Tensor | float = 0.0  # sums since the last log
         self._logged_targets = 0
@@ -264,9 +271,13 @@ class FinetuneModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
         self._rate = optimizer.param_groups[0]["lr"]
-        targets = summed(torch.tensor(self._step_targets, dtype=torch.float64), self.device)
+        # one collective for all that processes have to tell each other at a step
+        told = [self._step_targets, *(wish in self.asked for wish in WISHES)]
+        targets, *wishes = summed(torch.tensor(told, dtype=torch.float64), self.device).tolist()
+        self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
+        self.asked -= self.agreed
         self._step_targets = 0
-        scale = self._data_parallel_size / max(1.0, targets.item())
+        scale = self._data_parallel_size / max(1.0, targets)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, scale)

@@ -17,7 +17,7 @@ from ftlab.errors import UserError
 from ftlab.methods import Full, LoRA, Method, QLoRA
 from ftlab.modules import FinetuneModule
 from ftlab.networks import Network, fingerprint, frozen_tensors
-from ftlab.runs import Run
+from ftlab.runs import CheckpointOptions, Run
 
 Make = Callable[..., Any]
 
@@ -75,7 +75,10 @@ class TestCheckpoints:
                 steps.append(trainer.global_step)
 
         trainer = make_trainer(
-            max_epochs=-1, max_steps=7, accumulate_grad_batches=2, callbacks=[Checkpoints(run, every), Note()]
+            max_epochs=-1,
+            max_steps=7,
+            accumulate_grad_batches=2,
+            callbacks=[Checkpoints(run, CheckpointOptions(every)), Note()],
         )
         trainer.fit(make_module(LoRA(r=1)), make_data(batch_size=2))
         assert list(dict.fromkeys(steps)) == written
@@ -104,7 +107,10 @@ class TestCheckpoints:
 
         for steps in (2, 4):
             trainer = make_trainer(
-                max_epochs=-1, max_steps=steps, accumulate_grad_batches=2, callbacks=[Checkpoints(run, 2), Watch()]
+                max_epochs=-1,
+                max_steps=steps,
+                accumulate_grad_batches=2,
+                callbacks=[Checkpoints(run, CheckpointOptions(2)), Watch()],
             )
             resume = run.last if run.last.is_file() else None
             trainer.fit(make_module(LoRA(r=1)), make_data(batch_size=2), ckpt_path=resume)
@@ -122,7 +128,7 @@ class TestCheckpoints:
                         raise RuntimeError("killed")
 
             module = make_module(LoRA(r=2, dropout=0.3, init="gaussian"), optimizer=adam)
-            checkpoints = Checkpoints(run, every=1)
+            checkpoints = Checkpoints(run, CheckpointOptions(every_n_steps=1))
             trainer = make_trainer(max_epochs=3, limit_val_batches=1.0, logger=curves, callbacks=[checkpoints, Stop()])
             trainer.fit(module, make_data(), ckpt_path=resume)
             return module
@@ -181,10 +187,10 @@ class TestFrozenBase:
         self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
     ) -> None:
         """Or the same command again would find the base as it was, and be content."""
-        callbacks = [Checkpoints(run, every=1), FrozenBase(run), self.Vandal()]
+        callbacks = [Checkpoints(run, CheckpointOptions(every_n_steps=1)), FrozenBase(run), self.Vandal()]
         with pytest.raises(UserError, match="the checkpoints, which do not hold these, are deleted"):
             make_trainer(max_steps=1, callbacks=callbacks).fit(make_module(LoRA(r=1)), make_data())
-        assert not run.checkpoints.exists()
+        assert not run.checkpoints.directory.exists()
 
     def test_another_base_under_the_same_path_is_refused(
         self, run: Run, make_module: Make, make_data: Make, make_trainer: Make

@@ -102,7 +102,7 @@ def finished(_finished: Callable[[str], Path], workplace: Path) -> Callable[[str
     def copy(method: str) -> Path:
         directory = Path("runs") / "tiny" / method
         if not directory.exists():
-            shutil.copytree(_finished(method), directory)
+            shutil.copytree(_finished(method), directory, symlinks=True)
         return directory
 
     return copy

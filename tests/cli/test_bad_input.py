@@ -119,7 +119,7 @@ def test_network_and_method(options: str, said: list[str], place: Path, refused:
         ("--trainer.accelerator abacus", ["trainer:", "abacus", "cpu"]),
         ("--trainer.check_val_every_n_epoch 1 --trainer.val_check_interval 1000", ["trainer: `val_check_interval`"]),
         ("--seed_everything soon", ["seed_everything is soon"]),
-        ("--run.checkpoint_every 0", ["run.checkpoint_every is 0"]),
+        ("--run.checkpoints.every_n_steps 0", ["run.checkpoints.every_n_steps is 0"]),
         ("--run.name ../up", ["run.name is '../up'"]),
         ("--wandb.mode maybe", ["wandb.mode is maybe", "auto, online, offline, disabled"]),
         ("stray", ["'stray' belongs to no option"]),

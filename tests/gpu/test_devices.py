@@ -30,7 +30,7 @@ def command(verb: str, method: str, root: Path, *options: str) -> list[str]:
         *("--model.network.path", str(ASSETS / "network"), "--data.path", str(ASSETS / "data")),
         *("--trainer.precision", "bf16-mixed", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled"),
         *("--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--trainer.log_every_n_steps", "5"),
-        *("--data.validation_limit", "32", "--data.test_limit", "8", "--run.checkpoint_every", "10"),
+        *("--data.validation_limit", "32", "--data.test_limit", "8", "--run.checkpoints.every_n_steps", "10"),
         *options,
     ]
 

@@ -101,7 +101,7 @@ def experiment(
             "decoding": {"max_new_tokens": 4},
         },
         "data": {"path": data_path, "batch_size": 4, "template": "plain"},
-        "run": {"checkpoint_every": 2},
+        "run": {"checkpoints": {"every_n_steps": 2}},
     }
     Path("gains.yaml").write_text(yaml.safe_dump(content))
     return Path("gains.yaml")

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ class TestIdentity:
             ("trainer.default_root_dir", "/elsewhere"),
             ("trainer.logger", True),
             ("trainer.enable_progress_bar", False),
+            ("data.workers", 2),
+            ("run.checkpoints", {"every_n_steps": 5}),
         ],
     )
     def test_same_run_with_other_output(self, key: str, value: Any) -> None:
@@ -65,6 +69,7 @@ class TestIdentity:
             ("model.metrics", []),
             ("data.path", "other"),
             ("trainer.max_epochs", 4),
+            ("run.checkpoints", {"best_by": "val_perplexity"}),
         ],
     )
     def test_another_run_with_other_settings(self, key: str, value: Any) -> None:
@@ -101,17 +106,18 @@ class TestClaimed:
             pytest.fail("must not be reached")
         assert run.config.read_bytes() == before
 
-    def test_how_many_keys_differ_is_said(self, run: Run) -> None:
+    def test_all_keys_that_differ_are_named(self, run: Run) -> None:
         with run.claimed(CONFIG):
             pass
         other = changed("data.batch_size", 16) | {"seed_everything": 1}
-        with pytest.raises(UserError, match="and 1 more"), run.claimed(other):
+        said = "there seed_everything is 42, here 1; there data.batch_size is 8, here 16;"
+        with pytest.raises(UserError, match=said), run.claimed(other):
             pass
 
     def test_a_key_that_only_one_has_differs(self, run: Run) -> None:
         with run.claimed(CONFIG):
             pass
-        with pytest.raises(UserError, match=r"data\.workers is None, here 2"), run.claimed(changed("data.workers", 2)):
+        with pytest.raises(UserError, match=r"data\.limit is None, here 2"), run.claimed(changed("data.limit", 2)):
             pass
 
     def test_same_run_goes_on(self, run: Run) -> None:
@@ -119,6 +125,47 @@ class TestClaimed:
             run.note(state="running")
         with run.claimed(changed("trainer.enable_progress_bar", False)):
             assert run.record() == {"state": "running"}
+
+    def test_a_later_end_is_the_same_run(self, run: Run) -> None:
+        with run.claimed(CONFIG):
+            run.note(state="finished")
+        longer = changed("trainer.max_epochs", 5)
+        with run.claimed(longer):
+            assert not run.finished
+        assert yaml.safe_load(run.config.read_text()) == longer
+
+    @pytest.mark.parametrize("end", [2, None, -1])
+    def test_an_earlier_end_or_none_is_another(self, run: Run, end: int | None) -> None:
+        with run.claimed(CONFIG):
+            pass
+        with pytest.raises(UserError, match="max_epochs is 3, here"), run.claimed(changed("trainer.max_epochs", end)):
+            pass
+
+    def test_a_second_process_is_refused_until_the_first_is_dead(self, run: Run) -> None:
+        code = (
+            "import sys, time; from pathlib import Path; from ftlab.runs import Run; import yaml\n"
+            "with Run(Path(sys.argv[1])).claimed(yaml.safe_load(sys.argv[2])): print('in', flush=True); time.sleep(60)"
+        )
+        command = [sys.executable, "-c", code, str(run.directory), yaml.safe_dump(CONFIG)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+            assert owner.stdout is not None
+            owner.stdout.readline()
+            said = f"is being worked in by process {owner.pid} on "
+            with pytest.raises(UserError, match=said), run.claimed(CONFIG):
+                pass
+            owner.kill()
+        with run.claimed(CONFIG):
+            pass
+
+    def test_what_a_killed_process_was_about_to_write_is_removed(self, run: Run) -> None:
+        with run.claimed(CONFIG):
+            pass
+        for name in (".metrics.csv.123", ".model/config.json", "checkpoints/.last.456", ".mine"):
+            (run.directory / name).parent.mkdir(exist_ok=True)
+            (run.directory / name).touch()
+        with run.claimed(CONFIG):
+            left = {path.name for path in run.directory.rglob(".*")}
+        assert left == {".mine", ".lock", ".owner"}
 
     def test_directory_of_something_else_is_refused_and_left_alone(self, run: Run) -> None:
         run.directory.mkdir(parents=True)
@@ -149,11 +196,12 @@ class TestClaimed:
 
 class TestFiles:
     def test_checkpoint_prefers_best(self, run: Run) -> None:
-        assert run.checkpoint is None
-        write_atomically(run.last, "last")
-        assert run.checkpoint == run.last
-        write_atomically(run.best, "best")
-        assert run.checkpoint == run.best
+        files = run.checkpoints
+        assert files.to_judge() is None
+        files.write("last", 3, lambda file: file.write(b"last"))
+        assert files.to_judge() == run.last
+        files.write("best", 2, lambda file: file.write(b"best"))
+        assert files.to_judge() == run.best
 
     def test_notes_add_up(self, run: Run) -> None:
         run.note(state="running", seed=1)

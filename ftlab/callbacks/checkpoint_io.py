@@ -1,0 +1,92 @@
+"""How checkpoints reach the disk: whole, known by their digest, and if wanted in a thread beside training."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from ftlab.errors import UserError
+from ftlab.runs import CheckpointFiles
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Writes checkpoints as `CheckpointFiles` keeps them, of tensors and plain values only, and reads them likewise.
+
+    Args:
+        files: Where they go.
+        asynchronous: Copy the tensors to the CPU and write them in a thread; `wait` says when it is done. Lightning's
+            own AsyncCheckpointIO copies them where they are, on the GPU.
+    """
+
+    def __init__(self, files: CheckpointFiles, asynchronous: bool = False) -> None:
+        self.files = files
+        self.best_steps: list[int] = []
+        """Of which steps the best checkpoints are kept, the best first: `best.ckpt` names that."""
+        self._thread = ThreadPoolExecutor(1, "checkpoints") if asynchronous else None
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes `checkpoint`, and has `path`, `last.ckpt` or `best.ckpt`, name it.
+
+        Raises:
+            UserError: There is no room for it, or the one before could not be written.
+        """
+        self.wait()
+        self.files.check_room(tensor_bytes(checkpoint))
+        best = tuple(self.best_steps)
+        if self._thread is None:
+            self._write(checkpoint, Path(path), best)
+        else:
+            copied = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+            self._writing = self._thread.submit(self._write, copied, Path(path), best)
+
+    def _write(self, checkpoint: dict[str, Any], link: Path, best: tuple[int, ...]) -> None:
+        try:
+            step = checkpoint["global_step"]
+            named = link != self.files.best or step == best[0]
+            self.files.write(link.stem, step, lambda file: torch.save(checkpoint, file), named)
+            self.files.keep(best)
+        except (OSError, RuntimeError) as error:  # torch says as a RuntimeError what a writer raised
+            raise UserError(
+                f"the checkpoint of step {checkpoint['global_step']} could not be written into {self.files.directory} "
+                f"({' '.join(str(error).split())}); the one before stands: make room or mend the disk, and give the "
+                "command again"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
+        """Tensors and plain values: nothing in a checkpoint is run."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """`CheckpointFiles.keep` removes them."""
+
+    def wait(self) -> None:
+        """Until what was begun is on the disk.
+
+        Raises:
+            UserError: It could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def teardown(self) -> None:
+        """As `wait`: called by Lightning, however training ends."""
+        self.wait()
+
+
+def tensor_bytes(content: Any) -> int:
+    """Bytes of all tensors in nested dictionaries and lists."""
+    if isinstance(content, Tensor):
+        return content.nbytes
+    if isinstance(content, dict):
+        return sum(tensor_bytes(value) for value in content.values())
+    if isinstance(content, list | tuple):
+        return sum(tensor_bytes(value) for value in content)
+    return 0

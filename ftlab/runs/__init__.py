@@ -1,0 +1,28 @@
+"""The run directory: what is written, where, and how it is read back.
+
+runs/<experiment>/<run>/
+  config.yaml          the resolved configuration: running it again is the same run
+  provenance.json      where the run came from, what it cost, how it ended
+  metrics.csv          the curves
+  checkpoints/         last.ckpt and best.ckpt, each a link to a file whose name holds its digest
+  model/               what the method saved: loads with transformers and peft alone
+  predictions/*.jsonl  a line a record
+  scores.json          metric name to number
+"""
+
+from ftlab.runs.checkpoint_files import CheckpointFiles
+from ftlab.runs.directory import Run
+from ftlab.runs.files import files_under, write_atomically
+from ftlab.runs.identity import identity, short_hash
+from ftlab.runs.options import CheckpointOptions, RunOptions
+
+__all__ = [
+    "CheckpointFiles",
+    "CheckpointOptions",
+    "Run",
+    "RunOptions",
+    "files_under",
+    "identity",
+    "short_hash",
+    "write_atomically",
+]

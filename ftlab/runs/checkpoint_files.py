@@ -1,0 +1,141 @@
+"""The checkpoints of a run on the disk: each is there whole or not at all, and its name holds its digest.
+
+checkpoints/
+  last-00000120-3f9ac2d1e0b4a5f7.ckpt     what, optimiser step, BLAKE2b of the content
+  last-00000110-…                         the one before: taken where the last is damaged
+  best-00000100-…
+  last.ckpt, best.ckpt                    links to the files that are meant
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ftlab.errors import UserError
+from ftlab.runs.files import digest, sync_directory, write_whole
+
+_NAME = re.compile(r"(?P<kind>\w+)-(?P<step>\d{8})-(?P<digest>[0-9a-f]{16})\.ckpt")
+ROOM = 1.05
+"""Of a checkpoint's tensors: what its file takes at most."""
+
+
+class CheckpointFiles:
+    """The files under `checkpoints/`.
+
+    Args:
+        directory: Where they lie; it need not be there yet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.last = directory / "last.ckpt"
+        self.best = directory / "best.ckpt"
+
+    def write(self, kind: str, step: int, write: Callable[[BinaryIO], Any], named: bool = True) -> Path:
+        """Writes a checkpoint.
+
+        Args:
+            kind: last or best.
+            step: Optimiser steps that it has seen.
+            write: Is given the open file.
+            named: Whether the link of this kind names it from then on.
+
+        Returns:
+            The path of the file.
+        """
+        path = write_whole(self.directory / kind, write, lambda digest: f"{kind}-{step:08d}-{digest}.ckpt")
+        if named:
+            self._point(self.directory / f"{kind}.ckpt", path)
+        return path
+
+    def keep(self, best: Collection[int]) -> None:
+        """Removes all but the last, the one before it, what `best.ckpt` names and the best of these steps."""
+        wanted = {*self._by_age("last")[:2], self.last.resolve(), self.best.resolve()}
+        for path in self._files():
+            match = _NAME.fullmatch(path.name)
+            assert match
+            if path not in wanted and not (match["kind"] == "best" and int(match["step"]) in best):
+                path.unlink(missing_ok=True)
+
+    def to_go_on_from(self) -> tuple[Path | None, list[Path]]:
+        """The newest whole checkpoint of training, None where there is none; and the newer ones that are damaged.
+
+        Raises:
+            UserError: There are checkpoints, and none is whole.
+        """
+        damaged: list[Path] = []
+        for path in self._by_age("last"):
+            if self._is_whole(path):
+                return path, damaged
+            damaged.append(path)
+        if damaged:
+            raise UserError(
+                f"{damaged[0]} is damaged, and so is every other checkpoint to go on from: delete {self.directory} to "
+                "train anew, or start another run (--run.name)"
+            )
+        return None, []
+
+    def to_judge(self) -> Path | None:
+        """The best checkpoint, else the last; None where there is none.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        for link in (self.best, self.last):
+            if link.is_file():
+                if not self._is_whole(link.resolve()):
+                    raise UserError(
+                        f"{link.resolve()} is damaged: its content is not the one that its name tells; delete it, and "
+                        "run ftlab fit with another --run.name"
+                    )
+                return link
+        return None
+
+    def check_room(self, tensors: int) -> None:
+        """Refuses to begin a checkpoint for which there is no room on the disk.
+
+        Args:
+            tensors: Bytes of its tensors.
+
+        Raises:
+            UserError: There is too little.
+        """
+        place = next(place for place in (self.directory, *self.directory.parents) if place.exists())
+        free = shutil.disk_usage(place).free
+        if free < tensors * ROOM:
+            raise UserError(
+                f"no room for a checkpoint: it takes {tensors / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free on the "
+                f"disk of {self.directory}; the one before stands: make room, and give the command again"
+            )
+
+    def _point(self, link: Path, path: Path) -> None:
+        temporary = link.with_name(f".{link.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(path.name)
+        temporary.replace(link)
+        sync_directory(self.directory)
+
+    def _by_age(self, kind: str) -> list[Path]:
+        """The checkpoints of a kind: first the one that the link names, then the others, the newest first."""
+        named = (self.directory / f"{kind}.ckpt").resolve()
+        found = [path for path in self._files() if path.name.startswith(f"{kind}-")]
+        return sorted(found, key=lambda path: (path == named, path.name, path.stat().st_mtime_ns), reverse=True)
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a checkpoint holds what its name tells, or another's: links may have been copied as files."""
+        told = _digests(path) or {name for other in self._files() for name in _digests(other)}
+        return path.is_file() and digest(path) in told
+
+    def _files(self) -> Iterator[Path]:
+        if self.directory.is_dir():
+            yield from (path for path in self.directory.resolve().iterdir() if _NAME.fullmatch(path.name))
+
+
+def _digests(path: Path) -> set[str]:
+    match = _NAME.fullmatch(path.name)
+    return {match["digest"]} if match else set()

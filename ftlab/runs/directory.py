@@ -1,0 +1,166 @@
+"""One run's directory: who may work in it, and what is kept there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ftlab.errors import UserError
+from ftlab.runs.checkpoint_files import CheckpointFiles
+from ftlab.runs.files import digest, files_under, read_json, write_atomically
+from ftlab.runs.identity import differences, identity
+from ftlab.runs.lock import locked
+
+_UNFINISHED = re.compile(r"\..+\.\d+|\.model")
+_LATER_IS_LONGER = ("trainer.max_steps", "trainer.max_epochs")
+
+
+class Run:
+    """One run's directory.
+
+    Args:
+        directory: Where it lies, or will lie.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "config.yaml"
+        self.provenance = directory / "provenance.json"
+        self.metrics = directory / "metrics.csv"
+        self.checkpoints = CheckpointFiles(directory / "checkpoints")
+        self.last = self.checkpoints.last
+        self.best = self.checkpoints.best
+        self.model = directory / "model"
+        self.scores = directory / "scores.json"
+
+    def predictions(self, split: str) -> Path:
+        """Where the answers to the records of `split` are kept."""
+        return self.directory / "predictions" / f"{split}.jsonl"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training has come to its end."""
+        return self.record().get("state") == "finished"
+
+    def record(self) -> dict[str, Any]:
+        """The provenance written so far."""
+        return read_json(self.provenance)
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to the provenance."""
+        write_atomically(self.provenance, json.dumps(self.record() | facts, indent=2) + "\n")
+
+    @contextmanager
+    def claimed(self, config: Mapping[str, Any], owner: bool = True) -> Iterator[None]:
+        """Takes the directory for the run that `config` describes, for as long as the context lasts.
+
+        A configuration that only trains longer is the same run: it is noted as no longer finished, and config.yaml says
+        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint.
+
+        Args:
+            config: Resolved.
+            owner: False for every process but one: they work in the directory and leave it alone.
+
+        Raises:
+            UserError: The directory holds another run, or another process works in it.
+        """
+        if not owner:
+            yield
+            return
+        new = not self.config.is_file()
+        if new and self.directory.exists() and any(not path.name.startswith(".") for path in self.directory.iterdir()):
+            raise UserError(f"{self.directory} is not empty and holds no run: choose another --run.name")
+        longer = not new and self._is_longer(config)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with locked(self.directory):
+            try:
+                self._clean()
+                if new or longer:
+                    write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+                if longer:
+                    self.note(state="extended")
+                yield
+            except BaseException:
+                if new and not self.last.is_file() and not self.best.is_file():
+                    shutil.rmtree(self.directory, ignore_errors=True)
+                    with suppress(OSError):  # others have runs there
+                        self.directory.parent.rmdir()
+                        self.directory.parent.parent.rmdir()
+                elif self.record().get("state") == "running":
+                    self.note(state="failed")
+                raise
+
+    def _clean(self) -> None:
+        """Removes what processes that were killed were about to write."""
+        for path in [
+            *self.directory.iterdir(),
+            *self.directory.glob("checkpoints/.*"),
+            *self.directory.glob("predictions/.*"),
+        ]:
+            if _UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _is_longer(self, config: Mapping[str, Any]) -> bool:
+        """Whether `config` is this run with a later end.
+
+        Raises:
+            UserError: It is another run.
+        """
+        differing = self.differences(config)
+        other = {key: values for key, values in differing.items() if not _is_later(key, *values)}
+        if other:
+            listed = "; ".join(f"there {key} is {theirs!r}, here {ours!r}" for key, (theirs, ours) in other.items())
+            raise UserError(f"{self.directory} holds another run: {listed}; choose another --run.name")
+        return bool(differing)
+
+    def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Keys in which `config` is another run than this one, each with the value there and here."""
+        return differences(identity(yaml.safe_load(self.config.read_text(encoding="utf-8"))), identity(config))
+
+    def model_digests(self) -> dict[str, str]:
+        """The digest of every file under `model/`, by its path from there."""
+        return {str(path.relative_to(self.model)): digest(path) for path in files_under(self.model)}
+
+    def saved_model(self) -> Path:
+        """`model/`, as the run wrote it.
+
+        Raises:
+            UserError: Training has not come to its end, or the files are not as they were written.
+        """
+        if not self.model.is_dir():
+            raise UserError(f"{self.directory} has no model/: let ftlab fit come to its end")
+        there, written = self.model_digests(), self.record().get("model", {})
+        damaged = [name for name, digest in written.items() if there.get(name) != digest]
+        if damaged:
+            raise UserError(
+                f"{self.model / damaged[0]} is not as the run wrote it: it is damaged, or was changed by hand; ftlab "
+                "fit with another --run.name makes it again"
+            )
+        return self.model
+
+    def add_scores(self, scores: Mapping[str, float], suffix: str = "") -> None:
+        """Writes scores beside those that are there; a score of the same name is replaced.
+
+        Args:
+            scores: Names to numbers.
+            suffix: Of the file's name, for scores that are not of the run's own configuration.
+        """
+        path = self.scores.with_stem(self.scores.stem + suffix)
+        write_atomically(path, json.dumps(read_json(path) | dict(scores), indent=2) + "\n")
+
+    def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes the answers to the records of `split`, a line each."""
+        path = self.predictions(split)
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return path
+
+
+def _is_later(key: str, theirs: Any, ours: Any) -> bool:
+    return key in _LATER_IS_LONGER and theirs is not None and ours is not None and 0 <= theirs < ours

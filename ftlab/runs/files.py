@@ -1,0 +1,100 @@
+"""Files that are there whole or not at all, and the digests by which they are known again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ftlab.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that whoever reads `path` finds all of it or what was there before."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any], name: Callable[[str], str] | None = None) -> Path:
+    """Has `write` fill a file that appears only when all of it is on the disk.
+
+    Args:
+        path: Where.
+        write: Is given the open file, of which only `write` and `flush` may be called.
+        name: The file's name, from the digest of what was written; by default that of `path`.
+
+    Returns:
+        The path of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            digested = _Digested(file)
+            write(digested)  # type: ignore[arg-type]  # it is asked for no more
+            file.flush()
+            os.fsync(file.fileno())
+        there = path.with_name(name(digested.digest())) if name else path
+        temporary.replace(there)
+        sync_directory(path.parent)
+        return there
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Has the names in a directory survive a loss of power."""
+    with contextlib.suppress(OSError):  # some file systems cannot, and need not
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """Of a file's content: BLAKE2b, 16 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _hash).hexdigest()
+
+
+def files_under(directory: Path) -> list[Path]:
+    """All files under a directory, in order."""
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file holds; nothing where there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): mend it, or delete it and run the command again") from error
+
+
+class _Digested:
+    """An open file that digests what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = _hash()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _hash() -> Any:
+    return hashlib.blake2b(digest_size=8)

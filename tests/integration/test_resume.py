@@ -1,0 +1,225 @@
+"""Training that is stopped anywhere and goes on ends with the same bits as training that never was."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from ftlab.callbacks import Checkpoints, MetricsCSV, Preemption
+from ftlab.data import FinetuneData
+from ftlab.errors import Preempted
+from ftlab.methods import AdaLoRA, Full, LoRA, Method, QLoRA
+from ftlab.modules import Cosine, FinetuneModule
+from ftlab.runs import CheckpointOptions, Run, RunOptions
+
+Make = Callable[..., Any]
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "lora": lambda: LoRA(r=2, dropout=0.3, init="gaussian"),
+    "full": Full,
+    "qlora": lambda: QLoRA(r=2, dropout=0.3, init="gaussian"),
+    "adalora": lambda: AdaLoRA(init_r=4, target_r=1, warmup=0.0, final=0.1, dropout=0.3),
+}
+DATA: dict[str, dict[str, Any]] = {
+    "padded": {"batching": "pad"},
+    "bucketed": {"batching": "bucket"},
+    "packed": {"batching": "pack", "max_length": 30, "batch_size": 1},
+    "streaming": {"streaming": True, "shuffle_window": 6},
+    "workers": {"batching": "pad", "workers": 2},
+}
+TRAINERS: dict[str, dict[str, Any]] = {
+    # 15 rows in batches of 2: 8 an epoch, the last one short; with windows of 3 the last one of an epoch is short, too
+    "every epoch": {"max_epochs": 3, "accumulate_grad_batches": 3},
+    "within epochs": {"max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 4},
+    # epochs end after 8 and 16 steps, without a validation
+    "by steps": {"max_epochs": -1, "max_steps": 19, "val_check_interval": 6, "check_val_every_n_epoch": None},
+}
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+    "on_train_epoch_end",
+)
+
+
+class Killed(Exception):  # noqa: N818  (no error: a stop)
+    """Stands for a process that ends between two lines."""
+
+
+class At(pl.Callback):
+    """Does something when a hook is called for the n-th time."""
+
+    def __init__(self, hook: str, call: int, do: Callable[[], Any]) -> None:
+        self.calls = 0
+
+        def count(*_: Any, **__: Any) -> None:
+            self.calls += 1
+            if self.calls == call:
+                do()
+
+        setattr(self, hook, count)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@dataclass
+class Bench:
+    """Trains the same again and again, in a run directory of its own each time."""
+
+    make_module: Make
+    make_data: Callable[..., FinetuneData]
+    make_trainer: Make
+    place: Path
+    method: Callable[[], Method]
+    data: dict[str, Any]
+    trainer: dict[str, Any]
+
+    def train(self, run: Run, *callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
+        """Trains, or goes on, to the end; what there is then that must not depend on stops."""
+        torch.manual_seed(int.from_bytes(os.urandom(4)))  # what another process may have drawn before
+        module: FinetuneModule = self.make_module(
+            self.method(), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2), schedule=Cosine()
+        )
+        curves = MetricsCSV(run)
+        checkpoints = Checkpoints(run, CheckpointOptions(**({"every_n_steps": 2} | options)))
+        preemption = Preemption(checkpoints, RunOptions())
+        begin, _ = run.checkpoints.to_go_on_from()
+        trainer = self.make_trainer(
+            **({"limit_val_batches": 1.0, "logger": curves} | self.trainer),
+            callbacks=[curves, *callbacks, preemption, checkpoints],
+        )
+        with preemption:
+            trainer.fit(module, self.make_data(**({"batch_size": 2} | self.data)), ckpt_path=begin)
+        curves.save()
+        names = module.trained_names()
+        return {
+            "weights": {name: p.detach().clone() for name, p in module.named_parameters() if name in names},
+            "optimizer": trainer.optimizers[0].state_dict()["state"],
+            "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict()["last_epoch"],
+            "best": checkpoints.best,
+            "curves": run.metrics.read_text(),
+        }
+
+    def run(self, name: str) -> Run:
+        return Run(self.place / "runs" / name)
+
+
+@pytest.fixture
+def bench(make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> Callable[..., Bench]:
+    def make(method: str = "lora", data: str = "padded", trainer: str = "within epochs") -> Bench:
+        return Bench(make_module, make_data, make_trainer, tmp_path, METHODS[method], DATA[data], TRAINERS[trainer])
+
+    return make
+
+
+def assert_same(ours: Any, theirs: Any, place: str = "") -> None:
+    """To the bit."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in theirs:
+            assert_same(ours[key], theirs[key], f"{place} {key}")
+    elif isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs), place
+    else:
+        assert ours == theirs, place
+
+
+def stopped_and_resumed(bench: Bench, hook: str, call: int, stop: Callable[[], None]) -> tuple[dict[str, Any], bool]:
+    """What training comes to that is stopped once; and whether it was, or had ended before."""
+    run = bench.run(f"{hook}-{call}-{stop.__name__}")
+    try:
+        return bench.train(run, At(hook, call, stop)), False
+    except (Killed, Preempted):
+        return bench.train(run), True
+
+
+@pytest.mark.resume
+@pytest.mark.parametrize("stop", [kill, terminate])
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_stopped_at_every_call_of_every_hook(
+    trainer: str, hook: str, stop: Callable[[], None], bench: Callable[..., Bench]
+) -> None:
+    made = bench(trainer=trainer)
+    whole = made.train(made.run("whole"))
+    call, was_stopped = 0, True
+    while was_stopped:
+        call += 1
+        resumed, was_stopped = stopped_and_resumed(made, hook, call, stop)
+        assert_same(resumed, whole, f"{hook} {call}")
+    assert call > 1
+
+
+@pytest.mark.parametrize(("hook", "call", "stop"), [
+    ("on_train_batch_start", 6, kill),
+    ("on_train_batch_end", 5, terminate),
+    ("on_validation_batch_end", 4, terminate),
+    ("on_train_batch_start", 11, terminate),
+])  # fmt: skip
+@pytest.mark.parametrize(("method", "data"), [
+    *((method, "padded") for method in METHODS),
+    *(("lora", data) for data in DATA if data not in ("padded", "streaming")),
+])  # fmt: skip
+def test_every_method_and_layout(
+    method: str, data: str, hook: str, call: int, stop: Callable[[], None], bench: Callable[..., Bench]
+) -> None:
+    made = bench(method, data)
+    whole = made.train(made.run("whole"))
+    resumed, _ = stopped_and_resumed(made, hook, call, stop)
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_stopped_five_times(method: str, bench: Callable[..., Bench]) -> None:
+    made = bench(method)
+    whole, run = made.train(made.run("whole")), made.run("often")
+    hooks = product(("on_train_batch_start", "on_validation_batch_start"), (2, 3))
+    for hook, call in [*hooks, ("on_train_batch_end", 2)]:
+        with pytest.raises((Killed, Preempted)):
+            made.train(run, At(hook, call, terminate if call == 2 else kill))
+    assert_same(made.train(run), whole)
+
+
+def test_an_epoch_that_no_validation_ends(bench: Callable[..., Bench]) -> None:
+    """Lightning would begin the next one with a batch too many."""
+    made = bench(trainer="by steps")
+    whole = made.train(made.run("whole"))
+    resumed, was_stopped = stopped_and_resumed(made, "on_train_epoch_start", 2, kill)
+    assert was_stopped
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("options", [
+    {"every_n_steps": None},
+    {"every_n_steps": 1, "asynchronous": True},
+    {"every_n_minutes": 1e-9},
+    {"best": 3},
+])  # fmt: skip
+def test_when_checkpoints_are_written_changes_nothing(options: dict[str, Any], bench: Callable[..., Bench]) -> None:
+    made = bench()
+    whole, run = made.train(made.run("whole")), made.run("other")
+    with pytest.raises(Preempted):
+        made.train(run, At("on_train_batch_start", 7, terminate), **options)
+    resumed = made.train(run, **options)
+    del whole["best"], resumed["best"]
+    assert_same(resumed, whole)
