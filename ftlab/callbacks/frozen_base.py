@@ -57,9 +57,11 @@ class FrozenBase(pl.Callback):
         if self.run is None:
             return
         here, there = self.digest or self._digest(pl_module), self.run.record().get("frozen_base")
-        if there is None and trainer.is_global_zero:
-            self.run.note(frozen_base=here)
-        elif there and there != here and there.split()[0] == here.split()[0]:
+        assert isinstance(pl_module, FinetuneModule)
+        if there is None or (there != here and pl_module.forced):
+            if trainer.is_global_zero:
+                self.run.note(frozen_base=here)
+        elif there != here and there.split()[0] == here.split()[0]:
             raise UserError(
                 f"the frozen base is not the one that {self.run.directory} began with: the weights under "
                 "model.network.path have changed since; put them back, or start another run (--run.name)"

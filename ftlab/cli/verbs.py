@@ -35,7 +35,9 @@ def fit(experiment: Experiment) -> None:
     ends = experiment.config.trainer
     if module.method.trains and ends.max_epochs is None and ends.max_steps == -1:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
-    with experiment.preemption, run.claimed(experiment.resolved(), owner=trainer.is_global_zero):
+    module.forced = experiment.config.run.resume == "force"
+    config, owner = experiment.resolved(), trainer.is_global_zero
+    with experiment.preemption, run.claimed(config, owner, module.forced):
         if run.finished:
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return

@@ -129,7 +129,9 @@ def training_sampler(
     """
     lengths = numpy.asarray(lengths)
     if kind == "pad":
-        return ShuffledBatchSampler(len(lengths), batch_size, seed, rank, world_size, rows, window, data)
+        sampler = ShuffledBatchSampler(len(lengths), batch_size, seed, rank, world_size, rows, window, data)
+        sampler.lengths = lengths  # for a run that goes on in another layout
+        return sampler
     if kind == "bucket":
         size = batch_size if batch_tokens is None else None
         return BucketBatchSampler(lengths, size, batch_tokens, seed, rank, world_size, rows, data)

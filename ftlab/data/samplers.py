@@ -44,12 +44,9 @@ class TrainingBatchSampler(Sampler[list[Any]]):
         self.world_size = world_size
         self.rows = rows
         self.data = data if rows is None else f"{data}+{_digest(rows)}"
+        self.lengths: IntArray | None = None
+        """Tokens of the places, where they are known, (size,)."""
         self.epoch = 0
-
-    @property
-    def sampler(self) -> TrainingBatchSampler:
-        """Lightning looks here for the `set_epoch` to call."""
-        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch the next iterator goes through; one that is under way is left alone."""
@@ -59,6 +56,10 @@ class TrainingBatchSampler(Sampler[list[Any]]):
         """Lays out an epoch."""
         raise NotImplementedError
 
+    def over(self, places: IntArray) -> TrainingBatchSampler:
+        """The sampler of an epoch that goes through these places alone: what is left of one that began otherwise."""
+        raise NotImplementedError
+
     def identity(self) -> dict[str, int | str]:
         """All that the global batches depend on, beside the epoch."""
         return {"records": self.size, "seed": self.seed, "data": self.data}
@@ -66,55 +67,17 @@ class TrainingBatchSampler(Sampler[list[Any]]):
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def __iter__(self) -> EpochBatches:
-        return EpochBatches(self)
+    def __iter__(self) -> Iterator[list[Any]]:
+        return self.batches(self.epoch)
 
-    def _records(self, places: IntArray) -> list[int]:
-        return (places if self.rows is None else self.rows[places]).tolist()
+    def batches(self, epoch: int, skipped: int = 0) -> Iterator[list[Any]]:
+        """This rank's batches of an epoch, without the first ones."""
+        global_batch = self.global_batches(epoch)
+        for number in range(skipped, len(self)):
+            yield global_batch(number)[self.rank :: self.world_size]
 
-
-class EpochBatches(Iterator[list[Any]]):
-    """One epoch under way; its state is all that a resume in mid-epoch needs, and is the same on every rank."""
-
-    def __init__(self, sampler: TrainingBatchSampler) -> None:
-        self._sampler = sampler
-        self._start(sampler.epoch, 0)
-
-    def _start(self, epoch: int, consumed: int) -> None:
-        self._epoch = epoch
-        self._consumed = consumed  # global batches handed out
-        self._global_batch = self._sampler.global_batches(epoch)
-
-    def __next__(self) -> list[Any]:
-        if self._consumed >= len(self._sampler):
-            raise StopIteration
-        batch = self._global_batch(self._consumed)
-        self._consumed += 1
-        return batch[self._sampler.rank :: self._sampler.world_size]
-
-    def state_dict(self) -> dict[str, int | str]:
-        """Where the iterator stands, and what the order depends on."""
-        return {"epoch": self._epoch, "batches": self._consumed, **self._sampler.identity()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken.
-
-        Raises:
-            UserError: The records, the seed, the global batch, or the way of making batches were others then.
-        """
-        for name, value in self._sampler.identity().items():
-            if state.get(name) != value:
-                raise UserError(
-                    f"the run to resume had {name.replace('_', ' ')} {state.get(name)} and this one has {value}, "
-                    "so it would train other batches; resume with the same data, seed, batch and devices"
-                )
-        epoch, batches = state["epoch"], state["batches"]
-        if batches >= len(self._sampler):
-            # Lightning does not ask for a new iterator after a checkpoint at the end of an epoch, and would skip the
-            # next epoch over an exhausted one, or go through the last one's order again
-            epoch, batches = epoch + 1, 0
-        self._sampler.set_epoch(epoch)
-        self._start(epoch, batches)
+    def _records(self, places: IntArray) -> IntArray:
+        return places if self.rows is None else self.rows[places]
 
 
 class ShuffledBatchSampler(TrainingBatchSampler):
@@ -149,6 +112,7 @@ class ShuffledBatchSampler(TrainingBatchSampler):
         super().__init__(size, seed, rank, world_size, rows, data)
         self.batch_size = batch_size
         self.window = window
+        self._ordered = False
 
     @property
     def global_batch_size(self) -> int:
@@ -157,16 +121,17 @@ class ShuffledBatchSampler(TrainingBatchSampler):
 
     def order(self, epoch: int) -> IntArray:
         """The records in the order of the epoch, (size,)."""
-        if self.window is None:
-            places: IntArray = numpy.random.default_rng([self.seed, epoch]).permutation(self.size)
-        else:
-            starts = range(0, self.size, self.window)
-            windows = [
-                start + shuffled_window(min(self.window, self.size - start), self.seed, epoch, number)
-                for number, start in enumerate(starts)
-            ]
-            places = numpy.concatenate(windows) if windows else numpy.zeros(0, dtype=numpy.int64)
-        return places if self.rows is None else self.rows[places]
+        if self._ordered:
+            return self._records(numpy.arange(self.size))
+        return self._records(shuffled_places(self.size, self.seed, epoch, self.window))
+
+    def over(self, places: IntArray) -> ShuffledBatchSampler:
+        """These places in this order."""
+        sampler = ShuffledBatchSampler(
+            len(places), self.batch_size, self.seed, self.rank, self.world_size, self._records(places), data=self.data
+        )
+        sampler._ordered = True
+        return sampler
 
     def global_batches(self, epoch: int) -> GlobalBatch:
         """Cuts the order."""
@@ -221,7 +186,8 @@ class BucketBatchSampler(TrainingBatchSampler):
         if (batch_size is None) == (batch_tokens is None):
             raise ValueError("give batch_size or batch_tokens")
         tokens: IntArray = numpy.asarray(lengths, dtype=numpy.int64)
-        super().__init__(len(tokens), seed, rank, world_size, rows, f"{data}+{_digest(tokens)}")
+        super().__init__(len(tokens), seed, rank, world_size, rows, data)
+        self.lengths: IntArray = tokens
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self._classes = _length_classes(tokens)
@@ -259,11 +225,18 @@ class BucketBatchSampler(TrainingBatchSampler):
         whole, rest = order[: self._sorted], order[self._sorted :]
         batches = Bins(longest_first(self._classes, whole), self._offsets)
         shuffled = generator.permutation(len(batches))
-        return lambda number: self._records(batches[shuffled[number]] if number < len(shuffled) else rest)
+        return lambda number: self._records(batches[shuffled[number]] if number < len(shuffled) else rest).tolist()
+
+    def over(self, places: IntArray) -> BucketBatchSampler:
+        """Their lengths, laid out anew."""
+        rest, rows = self.lengths[places], self._records(places)
+        return BucketBatchSampler(
+            rest, self.batch_size, self.batch_tokens, self.seed, self.rank, self.world_size, rows, self.data
+        )
 
     def identity(self) -> dict[str, int | str]:
         """Kind, records and their lengths, seed and global batch."""
-        own: dict[str, int | str] = {"batching": "bucket"}
+        own: dict[str, int | str] = {"batching": "bucket", "lengths": _digest(self.lengths)}
         if self.batch_size is not None:
             own |= {"global_batch_size": self.batch_size * self.world_size}
         if self.batch_tokens is not None:
@@ -309,12 +282,13 @@ class PackBatchSampler(TrainingBatchSampler):
         rows: IntArray | None = None,
         data: str = "",
     ) -> None:
-        self._lengths: IntArray = numpy.asarray(lengths, dtype=numpy.int64)
-        super().__init__(len(self._lengths), seed, rank, world_size, rows, f"{data}+{_digest(self._lengths)}")
+        tokens: IntArray = numpy.asarray(lengths, dtype=numpy.int64)
+        super().__init__(len(tokens), seed, rank, world_size, rows, data)
+        self.lengths: IntArray = tokens
         self.capacity = capacity
         self.packs_per_batch = packs_per_batch
         # over the sorted lengths, so that its rows are places in that order, whoever takes them in an epoch
-        self._places = best_fit(self._lengths[longest_first(self._lengths)], capacity)
+        self._places = best_fit(tokens[longest_first(tokens)], capacity)
 
     @property
     def packs(self) -> int:
@@ -328,17 +302,25 @@ class PackBatchSampler(TrainingBatchSampler):
     def global_batches(self, epoch: int) -> GlobalBatch:
         """Gives the places in the packs to the epoch's permutation, and shuffles the packs."""
         generator = numpy.random.default_rng([self.seed, epoch])
-        by_length = longest_first(self._lengths, generator.permutation(self.size))
+        by_length = longest_first(self.lengths, generator.permutation(self.size))
         packs = Bins(by_length[self._places.rows], self._places.offsets)
         shuffled, size = generator.permutation(len(packs)), self._global_packs
         return lambda number: [
-            self._records(packs[pack]) for pack in shuffled[number * size : (number + 1) * size].tolist()
+            self._records(packs[pack]).tolist() for pack in shuffled[number * size : (number + 1) * size].tolist()
         ]
+
+    def over(self, places: IntArray) -> PackBatchSampler:
+        """Their lengths, packed anew."""
+        rest, rows = self.lengths[places], self._records(places)
+        return PackBatchSampler(
+            rest, self.capacity, self.packs_per_batch, self.seed, self.rank, self.world_size, rows, self.data
+        )
 
     def identity(self) -> dict[str, int | str]:
         """Kind, records and their lengths, seed, capacity and global batch."""
         own: dict[str, int | str] = {
             "batching": "pack",
+            "lengths": _digest(self.lengths),
             "capacity": self.capacity,
             "packs_of_a_global_batch": self._global_packs,
         }
@@ -374,6 +356,17 @@ class LengthBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._batches)
+
+
+def shuffled_places(size: int, seed: int, epoch: int, window: int | None = None) -> IntArray:
+    """The permutation of an epoch, within consecutive windows where `window` says so, (size,)."""
+    if window is None:
+        return numpy.random.default_rng([seed, epoch]).permutation(size)
+    windows = [
+        start + shuffled_window(min(window, size - start), seed, epoch, number)
+        for number, start in enumerate(range(0, size, window))
+    ]
+    return numpy.concatenate(windows) if windows else numpy.zeros(0, dtype=numpy.int64)
 
 
 def shuffled_window(size: int, seed: int, epoch: int, number: int) -> IntArray:

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -229,8 +229,8 @@ class StreamLoader(Iterator[Batch]):
         self._batches = batches
         self._consumed = 0
         self._epoch = 0
-        self._of_epoch = 0  # global batches consumed of the epoch under way
-        self._digest = ""  # of their rows
+        self._rows = 0  # taken of the epoch under way, by all ranks
+        self._digest = ""  # of these
         self._iterator: Iterator[Batch] | None = None  # set to None by Lightning at the end, whatever has happened
 
     def __len__(self) -> int:
@@ -249,12 +249,12 @@ class StreamLoader(Iterator[Batch]):
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """This rank's batches of one epoch, whatever the state."""
-        for rows in self._global_batches(number):
+        for rows in self._cut(self._shuffled(number)):
             yield self._collate(rows[self._rank :: self._world_size])
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what its order depends on; the same on every rank."""
-        place = {"epoch": self._epoch, "batches": self._of_epoch, "consumed": self._consumed, "rows": self._digest}
+        place = {"epoch": self._epoch, "rows": self._rows, "digest": self._digest, "batches": self._consumed}
         return place | self.identity()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -266,9 +266,21 @@ class StreamLoader(Iterator[Batch]):
         for name, value in self.identity().items():
             if state.get(name) != value:
                 raise _other(name.replace("_", " "), state.get(name), value)
-        self._epoch, self._of_epoch = state["epoch"], state["batches"]
-        self._consumed, self._digest = state["consumed"], state["rows"]
+        self._epoch, self._rows, self._digest = state["epoch"], state["rows"], state["digest"]
+        self._consumed = state["batches"]
         self._iterator = None
+
+    def handed_over(self, state: dict[str, Any], batches: int) -> dict[str, Any]:
+        """The state from which this loader goes on after another: in the same order with the next row, otherwise with
+        the epoch's first.
+
+        Args:
+            state: Of the other.
+            batches: How many of this one's count as done.
+        """
+        here = {"epoch": state["epoch"], "rows": 0, "digest": "", "batches": batches} | self.identity()
+        same = all(state.get(name) == here[name] for name in ("batching", "seed", "data", "window"))
+        return here | ({name: state[name] for name in ("rows", "digest")} if same else {})
 
     def identity(self) -> dict[str, int | str]:
         """All that the global batches depend on, beside the epoch."""
@@ -282,32 +294,30 @@ class StreamLoader(Iterator[Batch]):
 
     def _from_here(self) -> Iterator[Batch]:
         while True:
-            digest, skipped, expected = blake2b(digest_size=16), self._of_epoch, self._digest
-            number = 0
-            for number, rows in enumerate(self._global_batches(self._epoch), start=1):
-                for side in chain.from_iterable((row, row.rejected) for row in rows):
-                    if side is not None:
-                        digest.update(numpy.asarray(side.input_ids).tobytes())
-                        digest.update(numpy.asarray(side.spans).tobytes())
-                if number == skipped and digest.hexdigest() != expected:
-                    raise _other("rows", expected, digest.hexdigest())
-                if number > skipped:
-                    self._of_epoch, self._digest = number, digest.hexdigest()
-                    self._consumed += 1
-                    yield self._collate(rows[self._rank :: self._world_size])
-            if number < skipped:
-                raise _other("batches in an epoch", f"at least {skipped}", number)
-            if not number:
+            rows, digest = self._shuffled(self._epoch), blake2b(digest_size=16)
+            skipped = 0
+            for row in islice(rows, self._rows):
+                _add(row, digest)
+                skipped += 1
+            if skipped < self._rows:
+                raise _other("rows in an epoch", f"at least {self._rows}", skipped)
+            if skipped and digest.hexdigest() != self._digest:
+                raise _other("rows", self._digest, digest.hexdigest())
+            for batch in self._cut(rows):
+                for row in batch:
+                    _add(row, digest)
+                self._rows, self._digest = self._rows + len(batch), digest.hexdigest()
+                self._consumed += 1
+                yield self._collate(batch[self._rank :: self._world_size])
+            if not self._rows:
                 raise UserError(
                     f"data.path: an epoch has fewer rows than there are devices ({self._world_size}); use fewer"
                 )
-            self._epoch, self._of_epoch, self._digest = self._epoch + 1, 0, ""
+            self._epoch, self._rows, self._digest = self._epoch + 1, 0, ""
 
-    def _global_batches(self, epoch: int) -> Iterator[list[Row]]:
-        size = self._batch_size * self._world_size
-        rows = self._shuffled(epoch)
-        # as in memory: the last batch is short, and left out where not every rank would get a row
-        while len(batch := list(islice(rows, size))) >= self._world_size:
+    def _cut(self, rows: Iterator[Row]) -> Iterator[list[Row]]:
+        """Into global batches: as in memory the last is short, and left out where not every rank would get a row."""
+        while len(batch := list(islice(rows, self._batch_size * self._world_size))) >= self._world_size:
             yield batch
 
     def _shuffled(self, epoch: int) -> Iterator[Row]:
@@ -316,6 +326,13 @@ class StreamLoader(Iterator[Batch]):
         while window := list(islice(rows, self._window)):
             yield from (window[place] for place in shuffled_window(len(window), self._seed, epoch, number))
             number += 1
+
+
+def _add(row: Row, digest: Any) -> None:
+    for side in (row, row.rejected):
+        if side is not None:
+            digest.update(numpy.asarray(side.input_ids).tobytes())
+            digest.update(numpy.asarray(side.spans).tobytes())
 
 
 def streamed_steps(trainer: pl.Trainer | None) -> int:

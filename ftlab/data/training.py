@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,12 +14,12 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import numpy
 import torch
-from torch.utils.data import Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ftlab.data.collators import Batch, PackCollator, PadCollator
 from ftlab.data.layout import FLASH, Batching, Choice, choose, training_sampler
+from ftlab.data.loader import Items, RowLoader
 from ftlab.data.mixing import Mixing, Source, plan
+from ftlab.data.remainder import handed_over
 from ftlab.data.samplers import TrainingBatchSampler
 from ftlab.data.store import Rows
 from ftlab.data.streaming import Stream, StreamLoader, in_windows, streamed_steps
@@ -51,6 +50,18 @@ class Training(Protocol):
 
     def identity(self, rank: int, world_size: int) -> dict[str, Any]:
         """All that the batches depend on: what a resume must find unchanged."""
+
+    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+        """Where training goes on that began with other batches, data or devices.
+
+        Args:
+            state: Of the loader that was interrupted.
+            world_size: Processes that go on.
+            batches: How many batches of each would have brought training where it is.
+
+        Returns:
+            The state for the loaders that go on, and how many of their batches count as done in the epoch under way.
+        """
 
     def batches(self) -> Iterator[Batch]:
         """Batches of one rank alone in the order of the first epoch."""
@@ -106,22 +117,18 @@ class RowTraining:
             self.device,
         )
 
-    def loader(self, rank: int, world_size: int, workers: int, trainer: pl.Trainer | None) -> StatefulDataLoader:
+    def loader(self, rank: int, world_size: int, workers: int, trainer: pl.Trainer | None) -> RowLoader:
         """Shuffled rows, one epoch at a time."""
         sampler = self._sampler(rank, world_size)
-        if trainer:
-            # resumed between epochs, Lightning makes the iterator first and names the epoch (this number) afterwards
-            sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own call
-            return StatefulDataLoader(
-                Items(self.rows),
-                batch_sampler=sampler,
-                collate_fn=self._collator,
-                num_workers=workers,
-                prefetch_factor=4 if workers else None,
-                pin_memory=torch.cuda.is_available(),
-            )
+        taken = limited(len(sampler), trainer) if trainer else None
+        return RowLoader(self.rows, sampler, self._collator, workers, taken)
+
+    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+        """What is left of the epoch, laid out anew where it has to be."""
+        sampler = self._sampler(0, world_size)
+        if sampler.identity().items() <= state.items():
+            return state, state["batches"]
+        return handed_over(state, sampler)
 
     def identity(self, rank: int, world_size: int) -> dict[str, Any]:
         """The sampler's, the data's fingerprint in it."""
@@ -200,6 +207,10 @@ class StreamTraining:
         """The loader's."""
         return self._loader(rank, world_size).identity()
 
+    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+        """The row after the last one that was taken, if the stream is the same."""
+        return self._loader(0, world_size).handed_over(state, batches), batches
+
     def batches(self) -> Iterator[Batch]:
         """The first epoch's, read for this alone."""
         yield from self._loader(0, 1).epoch(0)
@@ -224,17 +235,10 @@ class StreamTraining:
         return StreamLoader(self.stream, self._window, said.batch_size, collate, said.seed, rank, world_size, batches)
 
 
-class Items(Dataset):
-    """A sequence as torch's loaders want it typed; a pack of indices gives a pack of items."""
-
-    def __init__(self, items: Sequence[Any]) -> None:
-        self._items = items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, index: int | list[int]) -> Any:
-        return [self._items[place] for place in index] if isinstance(index, list) else self._items[index]
+def limited(batches: int, trainer: pl.Trainer) -> int:
+    """How many of an epoch's batches training takes, under `trainer.limit_train_batches`."""
+    limit = trainer.limit_train_batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def default_workers() -> int:

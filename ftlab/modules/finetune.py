@@ -19,6 +19,7 @@ from ftlab.data.examples import IGNORED
 from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
 from ftlab.data.streaming import streamed_steps
+from ftlab.data.training import limited
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
@@ -26,6 +27,15 @@ from ftlab.methods import Method
 from ftlab.modules.devices import gathered, summed
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.optimizers import mark_hidden
+from ftlab.modules.resuming import (
+    asked_of,
+    follow_schedule,
+    hand_over_loops,
+    refuse_other_batches,
+    refuse_other_optimizer,
+    refuse_other_tensors,
+    take_own_optimizer,
+)
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.scoring import Tally
 from ftlab.networks import Network
@@ -77,6 +87,8 @@ class FinetuneModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
         self.network: nn.Module | None = None
         self.tally = Tally()
+        self.forced = False
+        """Whether to go on from a checkpoint of another configuration, as far as that goes."""
         self.asked: set[Wish] = set()
         """What callbacks of this process want done at the end of the optimiser step under way."""
         self.agreed: set[Wish] = set()
@@ -87,6 +99,8 @@ class FinetuneModule(pl.LightningModule):
         self._gradient_norm: Tensor | None = None
         self._rate = 0.0
         self._random_state: dict[str, Tensor] = {}
+        self._optimizer_asked: dict[str, Any] = {}
+        self._checkpoint: dict[str, Any] | None = None  # the one to go on from, until it is restored
 
     @property
     def data(self) -> FinetuneData:
@@ -186,6 +200,7 @@ class FinetuneModule(pl.LightningModule):
             raise UserError(f"model.optimizer: {one_line(error)}") from error
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
+        self._optimizer_asked = asked_of(optimizer)
         scheduler = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -196,9 +211,7 @@ class FinetuneModule(pl.LightningModule):
         """
         if self.data.streaming:
             return streamed_steps(self.trainer)
-        per_epoch = self.data.train_batches_per_epoch(self._data_parallel_size)
-        limit = self.trainer.limit_train_batches
-        per_epoch = min(per_epoch, limit) if isinstance(limit, int) else int(per_epoch * limit)
+        per_epoch = limited(self.data.train_batches_per_epoch(self._data_parallel_size), self.trainer)
         steps = self.trainer.max_steps
         if self.trainer.max_epochs not in (None, -1):
             of_epochs = math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs
@@ -212,12 +225,32 @@ class FinetuneModule(pl.LightningModule):
         kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
         return kwargs.get("num_replicas", 1)
 
+    def on_fit_start(self) -> None:
+        """Has the optimiser that was asked for go on, not the one that the checkpoint describes, which comes next.
+
+        Raises:
+            UserError: They differ.
+        """
+        checkpoint, self._checkpoint = self._checkpoint, None
+        if checkpoint is None:
+            return
+        if self.forced:
+            optimizer, scheduler = self._optimizer_and_scheduler()
+            take_own_optimizer(checkpoint, optimizer, scheduler)
+        else:
+            refuse_other_optimizer(checkpoint["ftlab"]["optimizer"], self._optimizer_asked)
+
+    def _optimizer_and_scheduler(self) -> tuple[Optimizer, Any]:
+        configs = self.trainer.lr_scheduler_configs
+        return self.trainer.optimizers[0], configs[0].scheduler if configs else None
+
     def on_train_start(self) -> None:
         """Tries packing; dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
                 self._check_isolation()
         assert self.network is not None
+        follow_schedule(*self._optimizer_and_scheduler())
         self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:
             torch.manual_seed(self.seed + 1 + self.global_rank)
@@ -398,6 +431,7 @@ class FinetuneModule(pl.LightningModule):
             "belongs_to": self._belongs_to(),
             "batches": self.data.identity(),
             "method": self.method.state(self.network),
+            "optimizer": self._optimizer_asked,
         }
         checkpoint["by_rank"] = gathered(
             {
@@ -410,40 +444,21 @@ class FinetuneModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another method, base or quantisation, or with other tensors than are trained."""
         theirs, ours = checkpoint.get("ftlab", {}).get("belongs_to"), self._belongs_to()
-        if theirs != ours:
+        if theirs != ours and not self.forced:
             raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self._check_batches(checkpoint["ftlab"]["batches"], self.data.identity())
-        kept, wanted = set(checkpoint["state_dict"]), self.trained_names()
-        if kept != wanted:
-            odd = sorted(kept ^ wanted)
-            raise UserError(
-                f"the checkpoint holds {len(kept)} trained tensors, this run trains {len(wanted)}; {odd[0]!r} is on "
-                "one side only: start another run (--run.name)"
-            )
-        ours_now = self.state_dict()
-        for name, tensor in checkpoint["state_dict"].items():
-            if tensor.shape != ours_now[name].shape:
-                raise UserError(
-                    f"the checkpoint holds {name} in shape {tuple(tensor.shape)}, this run trains it in shape "
-                    f"{tuple(ours_now[name].shape)}: start another run (--run.name)"
-                )
+            self._checkpoint = checkpoint
+            if self.forced:
+                hand_over_loops(checkpoint, self.data, self.trainer)
+            else:
+                refuse_other_batches(checkpoint["ftlab"]["batches"], self.data.identity())
+        refuse_other_tensors(checkpoint["state_dict"], self.state_dict(), self.trained_names())
         assert self.network is not None
         self.method.restore(self.network, checkpoint["ftlab"]["method"])
         if self.global_rank < len(checkpoint["by_rank"]):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]
             self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
-
-    def _check_batches(self, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-        """Refuses to go on with other batches; the loader would too, but where Lightning covers what it says."""
-        for name in theirs | ours:
-            if theirs.get(name) != ours.get(name):
-                raise UserError(
-                    f"the run to resume had {name.replace('_', ' ')} {theirs.get(name)} and this one has "
-                    f"{ours.get(name)}, so it would train other batches: resume with the same data, seed, batch and "
-                    "devices, or start another run (--run.name)"
-                )
 
     def _belongs_to(self) -> dict[str, str]:
         return {

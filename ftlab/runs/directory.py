@@ -58,15 +58,17 @@ class Run:
         write_atomically(self.provenance, json.dumps(self.record() | facts, indent=2) + "\n")
 
     @contextmanager
-    def claimed(self, config: Mapping[str, Any], owner: bool = True) -> Iterator[None]:
+    def claimed(self, config: Mapping[str, Any], owner: bool = True, force: bool = False) -> Iterator[None]:
         """Takes the directory for the run that `config` describes, for as long as the context lasts.
 
         A configuration that only trains longer is the same run: it is noted as no longer finished, and config.yaml says
-        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint.
+        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint, and config.yaml
+        as it was where it fails before the next one.
 
         Args:
             config: Resolved.
             owner: False for every process but one: they work in the directory and leave it alone.
+            force: Take any configuration for the same run; in what it differs is noted.
 
         Raises:
             UserError: The directory holds another run, or another process works in it.
@@ -77,17 +79,23 @@ class Run:
         new = not self.config.is_file()
         if new and self.directory.exists() and any(not path.name.startswith(".") for path in self.directory.iterdir()):
             raise UserError(f"{self.directory} is not empty and holds no run: choose another --run.name")
-        longer = not new and self._is_longer(config)
+        changed = {} if new else self.differences(config)
+        if not force:
+            self._refuse_other(changed)
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):
+            stood = self.last.resolve()
+            before = self.config.read_text(encoding="utf-8") if changed else ""
             try:
                 self._clean()
-                if new or longer:
+                if new or changed:
                     write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-                if longer:
-                    self.note(state="extended")
+                if changed:
+                    self._note_change(changed)
                 yield
             except BaseException:
+                if changed and self.last.resolve() == stood:
+                    write_atomically(self.config, before)
                 if new and not self.last.is_file() and not self.best.is_file():
                     shutil.rmtree(self.directory, ignore_errors=True)
                     with suppress(OSError):  # others have runs there
@@ -107,18 +115,19 @@ class Run:
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _is_longer(self, config: Mapping[str, Any]) -> bool:
-        """Whether `config` is this run with a later end.
-
-        Raises:
-            UserError: It is another run.
-        """
-        differing = self.differences(config)
-        other = {key: values for key, values in differing.items() if not _is_later(key, *values)}
+    def _refuse_other(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        other = {key: values for key, values in changed.items() if not _is_later(key, *values)}
         if other:
             listed = "; ".join(f"there {key} is {theirs!r}, here {ours!r}" for key, (theirs, ours) in other.items())
-            raise UserError(f"{self.directory} holds another run: {listed}; choose another --run.name")
-        return bool(differing)
+            raise UserError(
+                f"{self.directory} holds another run: {listed}; choose another --run.name, or have it go on as this "
+                "one (--run.resume force)"
+            )
+
+    def _note_change(self, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        forced = any(not _is_later(key, *values) for key, values in changed.items())
+        noted = {key: {"before": before, "now": now} for key, (before, now) in changed.items()}
+        self.note(state="forced" if forced else "extended", changes=[*self.record().get("changes", []), noted])
 
     def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Keys in which `config` is another run than this one, each with the value there and here."""

@@ -46,6 +46,9 @@ class RunOptions:
         root: Directory of all runs.
         experiment: Directory of the runs of one experiment; by default the name of the configuration file.
         name: The run's own directory; by default a hash of the configuration: the same configuration is the same run.
+        resume: What is done where the directory holds a run that was interrupted: go on only where the configuration is
+            the same, so that it ends with the same bits (exact), or with another one, too, as far as its tensors fit
+            (force): the order of the data goes on where it stood.
         checkpoints: When checkpoints are written, and which are kept.
         signals: Signals at which training writes a checkpoint at the next optimiser step and ends, to be started
             again: with exit code 75, at SIGINT with 130. A second SIGINT ends at once.
@@ -56,6 +59,7 @@ class RunOptions:
     root: str = "runs"
     experiment: str | None = None
     name: str | None = None
+    resume: Literal["exact", "force"] = "exact"
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     signals: list[str] = field(default_factory=lambda: ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
     grace_seconds: float | None = None

@@ -110,6 +110,7 @@ def test_killed_at_random_moments(undisturbed: Callable[[], dict]) -> None:
 def test_a_signal_before_training_leaves_nothing(workplace: Path) -> None:
     process = begin()
     while not (RUN / "config.yaml").is_file():
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
     code, said = ended(process)
@@ -160,7 +161,7 @@ def test_too_short_a_grace_is_said(endless: list[str]) -> None:
 
 
 @pytest.mark.resume
-def test_two_processes_stop_together_where_one_is_told(undisturbed: Callable[[], dict]) -> None:
+def test_two_processes_stop_together_where_one_is_told(workplace: Path) -> None:
     two = ["--trainer.devices", "2", "--data.batch_size", "2"]
     process = begin(*two)
     when_trained(process, 5)
@@ -168,8 +169,10 @@ def test_two_processes_stop_together_where_one_is_told(undisturbed: Callable[[],
     code, said = ended(process)
     assert code == 75, said
     assert "by SIGTERM at step" in said
-    code, said = ended(begin(*two))
-    assert code == 0, said
+    for name in (RUN.name, "whole"):
+        code, said = ended(begin(*two, "--run.name", name))
+        assert code == 0, said
+    assert results(RUN) == results(RUN.with_name("whole"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(undisturbed: Callable[[], dict]) -> None:

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ftlab.data.samplers import (
     BucketBatchSampler,
@@ -157,87 +156,6 @@ def test_epochs_bring_other_mates_together(make: Make) -> None:
 
 
 @KINDS
-@settings(max_examples=50)
-@given(LENGTHS, st.integers(1, 4), st.integers(1, 3), EPOCHS, st.data())
-def test_an_iterator_resumes_where_it_stood(
-    make: Make, lengths: list[int], batch_size: int, world: int, epoch: int, data: st.DataObject
-) -> None:
-    ranks = [make(lengths, batch_size, seed=3, rank=rank, world_size=world) for rank in range(world)]
-    for sampler in ranks:
-        sampler.set_epoch(epoch)
-    length = len(ranks[0])
-    done = data.draw(st.integers(0, max(0, length - 1)))
-    iterators = [iter(sampler) for sampler in ranks]
-    for iterator in iterators:
-        for _ in range(min(done, length)):
-            next(iterator)
-    states = [iterator.state_dict() for iterator in iterators]
-    assert all(state == states[0] for state in states)  # rank 0's state is what Lightning gives every rank
-    if length:
-        for rank in range(world):
-            fresh = make(lengths, batch_size, seed=3, rank=rank, world_size=world)
-            resumed = iter(fresh)
-            resumed.load_state_dict(states[0])
-            assert list(resumed) == list(iterators[rank])
-            assert fresh.epoch == epoch
-
-
-@KINDS
-def test_a_state_from_the_end_of_an_epoch_starts_the_next(make: Make) -> None:
-    sampler = make(FIXED, 4, seed=3)
-    iterator = iter(sampler)
-    list(iterator)
-    fresh = make(FIXED, 4, seed=3)
-    resumed = iter(fresh)
-    resumed.load_state_dict(iterator.state_dict())
-    assert list(resumed) == epoch_of(sampler, 1)
-    assert fresh.epoch == 1
-
-
-def refused(before: TrainingBatchSampler, now: TrainingBatchSampler, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        iter(now).load_state_dict(iter(before).state_dict())
-
-
-@pytest.mark.parametrize(
-    ("other", "sentence"),
-    [
-        ({"size": 11}, "had records 10 and this one has 11"),
-        ({"seed": 4}, "had seed 3 and this one has 4"),
-        ({"batch_size": 2}, "had global batch size 4 and this one has 2"),
-        ({"world_size": 2}, "had global batch size 4 and this one has 8"),
-        ({"data": "b"}, "had data a and this one has b, so it would train other batches"),
-        ({"rows": numpy.arange(10)}, r"had data a and this one has a\+"),
-        ({"window": 5}, "had window None and this one has 5"),
-    ],
-)
-def test_a_resume_that_would_train_other_batches_is_refused(other: dict[str, Any], sentence: str) -> None:
-    arguments: dict[str, Any] = {"size": 10, "batch_size": 4, "seed": 3, "data": "a"}
-    refused(ShuffledBatchSampler(**arguments), ShuffledBatchSampler(**(arguments | other)), sentence)
-
-
-def test_a_resume_with_another_layout_is_refused() -> None:
-    refused(shuffled(FIXED, 4, seed=0), bucket(FIXED, 4), "had batching pad and this one has bucket")
-    refused(bucket(FIXED, 4), bucket_by_tokens(FIXED, 4), "had batch tokens None and this one has 80")
-    refused(bucket_by_tokens(FIXED, 4), bucket_by_tokens(FIXED, 4, world_size=2), "had devices 1 and this one has 2")
-    refused(bucket(FIXED, 4), bucket([*FIXED[:-1], 7], 4), "had data")
-    refused(pack(FIXED, 4), pack(FIXED, 2), "had packs of a global batch 4 and this one has 2")
-    refused(PackBatchSampler(FIXED, 50, 4), PackBatchSampler(FIXED, 60, 4), "had capacity 50 and this one has 60")
-    refused(pack(FIXED, 4), pack([*FIXED[:-1], 7], 4), "had data")
-
-
-@BY_COUNT
-def test_a_resume_on_other_devices_with_the_same_global_batch_goes_on(make: Make) -> None:
-    iterator = iter(make(FIXED, 4, seed=3))
-    next(iterator)
-    ranks = [iter(make(FIXED, 2, seed=3, rank=rank, world_size=2)) for rank in range(2)]
-    for rank in ranks:
-        rank.load_state_dict(iterator.state_dict())
-    remaining = [sorted(batch) for batch in iterator if len(batch) > 1]
-    assert [sorted(chain.from_iterable(shares)) for shares in zip(*ranks, strict=True)] == remaining
-
-
-@KINDS
 @settings(max_examples=30)
 @given(LENGTHS, st.integers(1, 4), EPOCHS)
 def test_a_plan_names_the_records(make: Make, lengths: list[int], batch_size: int, epoch: int) -> None:
@@ -252,36 +170,6 @@ def test_a_plan_names_the_records(make: Make, lengths: list[int], batch_size: in
 def test_a_plan_has_as_many_rows_as_places() -> None:
     with pytest.raises(ValueError, match="3 rows for 4 places"):
         ShuffledBatchSampler(4, 2, 0, rows=numpy.arange(3))
-
-
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-@pytest.mark.parametrize("make", [shuffled, pack])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_stateful_loader_resumes_in_mid_epoch(make: Make, workers: int) -> None:
-    def loader() -> StatefulDataLoader:
-        sampler = make(FIXED, 4, seed=7)
-        sampler.set_epoch(2)
-        return StatefulDataLoader(_Echo(), batch_sampler=sampler, collate_fn=list, num_workers=workers)
-
-    expected = list(loader())
-    interrupted = loader()
-    batches = iter(interrupted)
-    for _ in range(3):  # with workers, more have been drawn ahead by now
-        next(batches)
-    state = interrupted.state_dict()
-    resumed = loader()
-    resumed.load_state_dict(state)
-    assert list(resumed) == expected[3:]
-
-
-class _Echo(torch.utils.data.Dataset):
-    """Gives back what it is asked for: an index, or a pack of them."""
-
-    def __getitem__(self, item: Any) -> Any:
-        return item
-
-    def __len__(self) -> int:
-        return len(FIXED)
 
 
 # ------------------------------------------------------------------------------------------------- each on its own

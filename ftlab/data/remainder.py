@@ -1,0 +1,107 @@
+"""What an interrupted epoch has left for training that goes on with other batches or on other devices.
+
+The place in the data is global, and the order a function of it: so no record is taken twice in an epoch, and none is
+left out, but for the few at its end that do not go into the ranks evenly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy
+
+from ftlab.data.samplers import (
+    BucketBatchSampler,
+    IntArray,
+    PackBatchSampler,
+    ShuffledBatchSampler,
+    TrainingBatchSampler,
+    shuffled_places,
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a loader stands.
+
+    Args:
+        epoch: The one under way.
+        batches: Batches of a rank that count as done in it.
+        after: The state of the loader that began the epoch with other batches, where one did.
+        begun: How many count as done by that one.
+    """
+
+    epoch: int
+    batches: int = 0
+    after: dict[str, Any] | None = None
+    begun: int = 0
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Place:
+        """The place in a loader's state."""
+        return cls(*(state[field.name] for field in fields(cls)))
+
+    def state(self) -> dict[str, Any]:
+        """Its part of a loader's state."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def left(state: dict[str, Any], sampler: TrainingBatchSampler) -> IntArray:
+    """The places of the epoch under way that were not handed out, in the order of their records.
+
+    Args:
+        state: Of a loader over the same records.
+        sampler: Goes on; its order is that of the places.
+    """
+    place = Place.of(state)
+    pool = None if place.after is None else left(place.after, sampler)
+    theirs = _alone(state, sampler)
+    whole = theirs if pool is None else theirs.over(pool)
+    batches = whole.global_batches(place.epoch)
+    taken = [row for number in range(min(place.batches - place.begun, len(whole))) for row in _flat(batches(number))]
+    window = sampler.window if isinstance(sampler, ShuffledBatchSampler) else None
+    order = shuffled_places(sampler.size, sampler.seed, place.epoch, window)
+    outside = taken if pool is None else [*taken, *numpy.setdiff1d(order, pool).tolist()]
+    return order[~numpy.isin(order, outside)]
+
+
+def same_records(state: dict[str, Any], sampler: TrainingBatchSampler) -> bool:
+    """Whether a state is of the records that the sampler goes through."""
+    ours = sampler.identity()
+    return all(state.get(name) == ours[name] for name in ("records", "data"))
+
+
+def handed_over(state: dict[str, Any], sampler: TrainingBatchSampler) -> tuple[dict[str, Any], int]:
+    """The state from which the sampler's loader goes on, and how many of its batches count as done in that epoch.
+
+    Of other records the epoch under way begins anew.
+
+    Args:
+        state: Of a loader with another seed, global batch or layout, or over other records.
+        sampler: Goes on.
+    """
+    epoch = state["epoch"]
+    if not same_records(state, sampler):
+        return Place(epoch).state() | sampler.identity(), 0
+    remaining = len(sampler.over(left(state, sampler)))
+    if not remaining:
+        return Place(epoch + 1).state() | sampler.identity(), len(sampler)
+    done = max(0, len(sampler) - remaining)
+    return Place(epoch, done, state, done).state() | sampler.identity(), done
+
+
+def _alone(state: dict[str, Any], sampler: TrainingBatchSampler) -> TrainingBatchSampler:
+    """The sampler of a state, of places, as if all its ranks were one: its global batches are the same."""
+    size, seed = sampler.size, state["seed"]
+    if state["batching"] == "pad":
+        return ShuffledBatchSampler(size, state["global_batch_size"], seed, window=state.get("window"))
+    assert sampler.lengths is not None
+    if state["batching"] == "bucket":
+        tokens, world = state.get("batch_tokens"), state.get("devices", 1)
+        return BucketBatchSampler(sampler.lengths, state.get("global_batch_size"), tokens, seed, 0, world)
+    return PackBatchSampler(sampler.lengths, state["capacity"], state["packs_of_a_global_batch"], seed)
+
+
+def _flat(batch: list[Any]) -> list[int]:
+    return [place for item in batch for place in (item if isinstance(item, list) else [item])]
