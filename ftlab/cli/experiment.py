@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
 from ftlab.networks import Network
-from ftlab.runs import Run, RunOptions, short_hash
+from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
 
 class ProgressBar(RichProgressBar):
@@ -92,11 +92,12 @@ class Experiment(LightningCLI):
         return cls(["-c", str(directory / "config.yaml")])
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Where the run is kept and logged; one seed and one network for module and data."""
+        """Where the run is kept and logged; the seeds, and one network for module and data."""
         parser.add_argument("--run", type=RunOptions, default=RunOptions())
         parser.add_argument("--wandb", type=WandbOptions, default=WandbOptions())
-        parser.link_arguments("seed_everything", "model.seed")
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.add_argument("--seeds", type=Seeds, default=Seeds())
+        for name, target in {"order": "data.seed", "weights": "model.seed", "dropout": "model.dropout_seed"}.items():
+            parser.link_arguments(("seeds", "seed_everything"), target, _seed_of(name))
         for field in dataclasses.fields(Network):
             parser.link_arguments(f"model.network.{field.name}", f"data.network.{field.name}")
 
@@ -189,6 +190,14 @@ class Experiment(LightningCLI):
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
         return self.open_saved(self.run.saved_model(), device)
+
+
+def _seed_of(name: str) -> Callable[[Any, int], int]:
+    def seed(seeds: Any, otherwise: int) -> int:
+        own = getattr(seeds, name)
+        return otherwise if own is None else own
+
+    return seed
 
 
 @contextlib.contextmanager

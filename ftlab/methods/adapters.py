@@ -24,7 +24,7 @@ from ftlab.errors import UserError, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.belonging import Base, check_base
-from ftlab.methods.saved_config import read_config
+from ftlab.methods.saved_config import order_config, read_config
 
 Combination = Literal[
     "cat",
@@ -183,6 +183,7 @@ class Adapters:
         with TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as place:
             # "auto" would ask the hub whether the vocabulary was resized
             self.network.save_pretrained(place, selected_adapters=[inside], save_embedding_layers=False)
+            order_config(Path(place) / inside, self.network.peft_config[inside])
             self._base.write(Path(place) / inside)
             shutil.move(Path(place) / inside, directory)
 

@@ -19,7 +19,7 @@ from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.base import Method
 from ftlab.methods.belonging import Base, check_base
-from ftlab.methods.saved_config import read_config
+from ftlab.methods.saved_config import order_config, read_config
 from ftlab.methods.targets import check_targets, keep_tied, linear_layers
 from ftlab.methods.traits import CHECKPOINTS, bases_of, refusal, starts_as_the_base
 from ftlab.networks import Quantization, base_kind, dequantised
@@ -106,6 +106,7 @@ class Peft(Method):
                 save_embedding_layers=False,  # "auto" would ask the hub whether the vocabulary was resized
                 path_initial_model_for_weight_conversion=start if self._start else None,
             )
+        order_config(directory, network.peft_config[network.active_adapter])
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty form of a model card
         if self._base:
             self._base.write(directory)

@@ -1,4 +1,4 @@
-"""The configuration beside a saved adapter, read as what it says or not at all."""
+"""The configuration beside a saved adapter: read as what it says or not at all, and written alike every time."""
 
 from __future__ import annotations
 
@@ -41,3 +41,13 @@ def read_config(directory: Path) -> peft.PeftConfig:
             f"{path} was written by peft {said.get('peft_version')} and cannot be read by the installed "
             f"{peft.__version__} ({one_line(error)}): install the one that wrote it"
         ) from error
+
+
+def order_config(directory: Path, config: peft.PeftConfig) -> None:
+    """Puts the names that peft keeps in sets in order: it writes them as they come, otherwise in every process."""
+    path = directory / CONFIG
+    said = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in vars(config).items():
+        if isinstance(value, set) and name in said:
+            said[name] = sorted(value)
+    path.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")

@@ -17,7 +17,7 @@ from ftlab.errors import UserError
 from ftlab.methods.adapter_bits import PLAIN, is_quantised, plain
 from ftlab.methods.belonging import check_base
 from ftlab.methods.peft import Peft
-from ftlab.methods.saved_config import read_config
+from ftlab.methods.saved_config import order_config, read_config
 
 ROUTER = "internal_xlora_classifier"
 
@@ -96,6 +96,7 @@ class XLoRA(Peft):
         for name, config in experts.peft_config.items():
             shutil.rmtree(directory / name, ignore_errors=True)
             config.save_pretrained(str(directory / name))
+            order_config(directory / name, config)
             tensors = {f"base_model.{key}": tensor for key, tensor in _expert(experts, name).items()}
             save_file(tensors, directory / name / PLAIN, metadata={"format": "pt"})
 

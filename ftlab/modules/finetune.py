@@ -61,7 +61,8 @@ class FinetuneModule(pl.LightningModule):
         decoding: How answers are generated when the network is judged.
         metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
             of a function `(prediction, references) -> float` of your own.
-        seed: Seeds new weights and dropout; on the command line it is `seed_everything`.
+        seed: Seeds new weights; on the command line it is `seeds.weights`.
+        dropout_seed: Seeds dropout, on each device from the next number on; by default as `seed`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class FinetuneModule(pl.LightningModule):
         decoding: Decoding | None = None,
         metrics: list[str] | None = None,
         seed: int = 42,
+        dropout_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.method = method
@@ -84,6 +86,7 @@ class FinetuneModule(pl.LightningModule):
         self.decoding = decoding or Decoding()
         self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.seed = seed
+        self.dropout_seed = seed if dropout_seed is None else dropout_seed
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
         self.network: nn.Module | None = None
         self.tally = Tally()
@@ -245,7 +248,7 @@ class FinetuneModule(pl.LightningModule):
         return self.trainer.optimizers[0], configs[0].scheduler if configs else None
 
     def on_train_start(self) -> None:
-        """Tries packing; dropout goes on where the checkpoint left it, or starts from the seed and the rank."""
+        """Tries packing; dropout goes on where the checkpoint left it, or starts from its seed and the rank."""
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
                 self._check_isolation()
@@ -253,7 +256,7 @@ class FinetuneModule(pl.LightningModule):
         follow_schedule(*self._optimizer_and_scheduler())
         self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:
-            torch.manual_seed(self.seed + 1 + self.global_rank)
+            torch.manual_seed(self.dropout_seed + 1 + self.global_rank)
             self.on_after_backward()
 
     def _check_isolation(self) -> None:

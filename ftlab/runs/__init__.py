@@ -14,13 +14,14 @@ from ftlab.runs.checkpoint_files import CheckpointFiles
 from ftlab.runs.directory import Run
 from ftlab.runs.files import files_under, write_atomically
 from ftlab.runs.identity import identity, short_hash
-from ftlab.runs.options import CheckpointOptions, RunOptions
+from ftlab.runs.options import CheckpointOptions, RunOptions, Seeds
 
 __all__ = [
     "CheckpointFiles",
     "CheckpointOptions",
     "Run",
     "RunOptions",
+    "Seeds",
     "files_under",
     "identity",
     "short_hash",

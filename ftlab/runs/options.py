@@ -39,6 +39,26 @@ class CheckpointOptions:
 
 
 @dataclass
+class Seeds:
+    """Seeds of their own for what is drawn; each is `seed_everything` where nothing else is said.
+
+    Args:
+        order: The order of the training records, and the draws of a mixture.
+        weights: New weights, and what else a method draws.
+        dropout: Dropout and whatever else is drawn while training.
+    """
+
+    order: int | None = None
+    weights: int | None = None
+    dropout: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in {"order": self.order, "weights": self.weights, "dropout": self.dropout}.items():
+            if value is not None and not 0 <= value < 2**32:
+                raise UserError(f"seeds.{name} is {value}: give a whole number from 0 to {2**32 - 1}")
+
+
+@dataclass
 class RunOptions:
     """Where a run is kept, and how it is stopped and goes on.
 
