@@ -105,6 +105,7 @@ class Experiment(LightningCLI):
         """Finds the run directory: named, or by the hash of the configuration."""
         if isinstance(self.config.seed_everything, bool):
             raise UserError("seed_everything is a whole number: a seed that is drawn is another run each time")
+        Seeds(**vars(self.config.seeds))  # refuses what data and module would refuse by other names
         options = self.config.run
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
         if own is not None:

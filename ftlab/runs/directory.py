@@ -62,8 +62,8 @@ class Run:
         """Takes the directory for the run that `config` describes, for as long as the context lasts.
 
         A configuration that only trains longer is the same run: it is noted as no longer finished, and config.yaml says
-        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint, and config.yaml
-        as it was where it fails before the next one.
+        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint, and the run as
+        it was where a changed one fails before the next.
 
         Args:
             config: Resolved.
@@ -85,7 +85,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):
             stood = self.last.resolve()
-            before = self.config.read_text(encoding="utf-8") if changed else ""
+            said = [(path, path.read_text(encoding="utf-8")) for path in (self.config, self.provenance) if changed]
             try:
                 self._clean()
                 if new or changed:
@@ -94,8 +94,9 @@ class Run:
                     self._note_change(changed)
                 yield
             except BaseException:
-                if changed and self.last.resolve() == stood:
-                    write_atomically(self.config, before)
+                if self.last.resolve() == stood:
+                    for path, text in said:
+                        write_atomically(path, text)
                 if new and not self.last.is_file() and not self.best.is_file():
                     shutil.rmtree(self.directory, ignore_errors=True)
                     with suppress(OSError):  # others have runs there
