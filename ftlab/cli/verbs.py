@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import platform
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.experiment import Experiment, trainer_refusals
+from ftlab.cli.provenance import facts, session
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
 from ftlab.runs import files_under, short_hash
@@ -45,10 +42,11 @@ def fit(experiment: Experiment) -> None:
         _say_what_trains(experiment)
         experiment.log_to_wandb()
         started = time.perf_counter()
+        begin = experiment.checkpoint_to_go_on_from() if module.method.trains else None
         if trainer.is_global_zero:
-            run.note(state="running", started=_now(), command=sys.argv, versions=_versions())
+            run.begin(facts(experiment), session(experiment, begin))
         if module.method.trains:
-            train(experiment)
+            train(experiment, begin)
         else:
             trainer.validate(module, experiment.datamodule, verbose=False)
             ModelWriter(run).on_fit_end(trainer, module)
@@ -59,7 +57,8 @@ def fit(experiment: Experiment) -> None:
             run.add_scores({"val_loss": float(judged["val_loss"])})
         assert module.network is not None
         trained, total = count_parameters(module.network, module.method.trained(module.network))
-        run.note(
+        run.end(
+            "finished",
             cost={
                 "trainable_parameters": trained,
                 "parameters": total,
@@ -72,8 +71,6 @@ def fit(experiment: Experiment) -> None:
             },
             data=experiment.datamodule.summary(),
             model=run.model_digests(),
-            state="finished",
-            ended=_now(),
         )
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
 
@@ -91,15 +88,18 @@ def _say_what_trains(experiment: Experiment) -> None:
         _say(f"batches: {data.layout.kind}: {data.layout.why}")
 
 
-def train(experiment: Experiment) -> None:
-    """Trains from the last checkpoint, or from the start.
+def train(experiment: Experiment, begin: str | None) -> None:
+    """Trains.
+
+    Args:
+        experiment: What, and how.
+        begin: The checkpoint to go on from; None for the start.
 
     Raises:
         KeyboardInterrupt: The user has stopped it.
         Preempted: Another signal has.
     """
     run = experiment.run
-    begin = experiment.checkpoint_to_go_on_from()
     try:
         experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=begin)
     except (Preempted, SystemExit) as stop:  # the latter is Lightning's answer to a KeyboardInterrupt
@@ -109,7 +109,7 @@ def train(experiment: Experiment) -> None:
         else:
             said = str(stop) if isinstance(stop, Preempted) else f"stopped: the same command goes on from {run.last}"
             if experiment.trainer.is_global_zero:
-                run.note(state="interrupted" if by_user else "preempted", ended=_now())
+                run.end("interrupted" if by_user else "preempted")
         raise (KeyboardInterrupt if by_user else Preempted)(said) from stop
 
 
@@ -188,12 +188,3 @@ def _suffix_of_other_scores(experiment: Experiment) -> str:
 
 def _say(sentence: str) -> None:
     print(f"ftlab: {sentence}", file=sys.stderr)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _versions() -> dict[str, Any]:
-    packages = ("ftlab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

@@ -393,6 +393,17 @@ class FinetuneData(LightningDataModule):
         """Sizes of the prepared splits and what was left out, for the log."""
         return self.prepared.summary() | (self.stream.summary if self.streaming else {})
 
+    def fingerprints(self) -> dict[str, str]:
+        """Of the prepared rows, the tokenizer with its template, and what each source's files hold: two runs with the
+        same have seen the same. Of a stream, in place of its files, which are not read for it, its key."""
+        found = {"rows": self.prepared.fingerprint, "tokenizer": self.encoder.fingerprint()}
+        if self.streaming:
+            return found | {"stream": self.stream.key}
+        for number, files in enumerate(self.corpus.files, 1):
+            of = f" of source {number}" if len(self.corpus.files) > 1 else ""
+            found |= {f"{split}{of}": source.fingerprint() for split, source in files.splits.items()}
+        return found
+
     def _whole(self, split: Split) -> Rows:
         if split == "train" and self.streaming:
             raise UserError(

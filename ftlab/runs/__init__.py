@@ -2,7 +2,7 @@
 
 runs/<experiment>/<run>/
   config.yaml          the resolved configuration: running it again is the same run
-  provenance.json      where the run came from, what it cost, how it ended
+  provenance.json      code, packages, machine, fingerprints, seeds, sessions; what it cost, how it ended
   metrics.csv          the curves
   checkpoints/         last.ckpt and best.ckpt, each a link to a file whose name holds its digest
   model/               what the method saved: loads with transformers and peft alone

@@ -136,6 +136,12 @@ class CheckpointFiles:
             yield from (path for path in self.directory.resolve().iterdir() if _NAME.fullmatch(path.name))
 
 
+def step_of(path: Path) -> int:
+    """The optimiser steps that a checkpoint has seen, by its file's name."""
+    match = _NAME.fullmatch(path.name)
+    return int(match["step"]) if match else 0
+
+
 def _digests(path: Path) -> set[str]:
     match = _NAME.fullmatch(path.name)
     return {match["digest"]} if match else set()

@@ -17,6 +17,7 @@ from ftlab.runs.checkpoint_files import CheckpointFiles
 from ftlab.runs.files import digest, files_under, read_json, write_atomically
 from ftlab.runs.identity import differences, identity
 from ftlab.runs.lock import locked
+from ftlab.runs.sessions import begun, ended
 
 _UNFINISHED = re.compile(r"\..+\.\d+|\.model")
 _LATER_IS_LONGER = ("trainer.max_steps", "trainer.max_epochs")
@@ -55,7 +56,18 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Adds facts to the provenance."""
-        write_atomically(self.provenance, json.dumps(self.record() | facts, indent=2) + "\n")
+        self._write_record(self.record() | facts)
+
+    def begin(self, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
+        """Notes that a process begins to work on the run: see `sessions.begun`."""
+        self._write_record(begun(self.record(), facts, session))
+
+    def end(self, state: str, **facts: Any) -> None:
+        """Notes that it has ended: finished, preempted, interrupted or failed; and adds facts to the provenance."""
+        self._write_record(ended(self.record(), state) | facts)
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        write_atomically(self.provenance, json.dumps(record, indent=2) + "\n")
 
     @contextmanager
     def claimed(self, config: Mapping[str, Any], owner: bool = True, force: bool = False) -> Iterator[None]:
@@ -103,7 +115,7 @@ class Run:
                         self.directory.parent.rmdir()
                         self.directory.parent.parent.rmdir()
                 elif self.record().get("state") == "running":
-                    self.note(state="failed")
+                    self.end("failed")
                 raise
 
     def _clean(self) -> None:

@@ -61,6 +61,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, _hash).hexdigest()
 
 
+def digest_of(text: str) -> str:
+    """The same of a text."""
+    content = _hash()
+    content.update(text.encode("utf-8", errors="surrogatepass"))
+    return content.hexdigest()
+
+
 def files_under(directory: Path) -> list[Path]:
     """All files under a directory, in order."""
     return sorted(path for path in directory.rglob("*") if path.is_file())

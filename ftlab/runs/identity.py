@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# What says where results go, how they are shown or how fast they come: it does not make another run.
+# What says where results go, how they are shown, how fast they come or what is allowed: it does not make another run.
 _NOT_PART_OF_A_RUN = (
     "config",
     "run",
@@ -15,6 +15,8 @@ _NOT_PART_OF_A_RUN = (
     "trainer.default_root_dir",
     "trainer.logger",
     "trainer.enable_progress_bar",
+    "model.network.trust_remote_code",
+    "model.network.pickled_weights",
     "data.workers",
     "data.preparation_workers",
     "data.cache",
@@ -27,7 +29,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration flattened to dotted keys, without what does not change the results."""
     return {
         key: value
-        for key, value in _flatten(config)
+        for key, value in flat(config).items()
         if key in _PART_OF_A_RUN or not any(key == name or key.startswith(f"{name}.") for name in _NOT_PART_OF_A_RUN)
     }
 
@@ -42,6 +44,11 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str,
     """Keys of two flat mappings whose values differ, each with the value there and here; None where it is missing."""
     keys = {**theirs, **ours}
     return {key: (theirs.get(key), ours.get(key)) for key in keys if theirs.get(key) != ours.get(key)}
+
+
+def flat(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping of mappings with dotted keys."""
+    return dict(_flatten(mapping))
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
