@@ -18,6 +18,7 @@ VERBS = {
     "prepare": "run the data of an experiment alone: what was read, left out and why, split, leaked, how long",
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
+    "diff": "say in what two runs differ, and whether their results are equal",
     "check-method": "try a method of your own on all that ftlab relies on",
 }
 
@@ -25,6 +26,7 @@ _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "generate": "ftlab.cli.generate",
     "export": "ftlab.cli.export",
+    "diff": "ftlab.cli.diff",
     "check-method": "ftlab.cli.check_method",
 }
 
