@@ -73,5 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(sentence: str, code: int) -> int:
-    print(f"ftlab: {sentence}", file=sys.stderr)
+    from ftlab.runs.redaction import redacted
+
+    print(f"ftlab: {redacted(sentence)}", file=sys.stderr)  # it may quote the command
     return code

@@ -4,7 +4,8 @@
     trainer: {max_steps: 300}
 
 Paths are relative to the file that includes; a .jinja file that data.template names is looked for there first, too.
-Each included file is applied in the order given, then the file itself; options on the command line come last.
+Each included file is applied in the order given, then the file itself; options on the command line come last. Secrets
+are refused wherever they stand: a run keeps its configuration.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import yaml
 
 from ftlab.errors import UserError, one_line
+from ftlab.runs.identity import flat
+from ftlab.runs.redaction import secret_in
 
 _FLAGS = ("-c", "--config")
 
@@ -36,7 +39,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     """Replaces each `-c FILE` by one for every file that it includes and one for its own content.
 
     Raises:
-        UserError: A file that cannot be read, that is not a mapping, or that includes itself.
+        UserError: A file that cannot be read, that is not a mapping, or that includes itself; a value holds a secret.
     """
     expanded: list[str] = []
     take = False
@@ -50,7 +53,30 @@ def expand(arguments: Sequence[str]) -> list[str]:
         take = argument in _FLAGS
     if take:
         raise UserError("-c needs a configuration file after it")
+    _refuse_secrets(expanded)
     return expanded
+
+
+def experiment_name(files: Sequence[Path], otherwise: str) -> str:
+    """What results of these configuration files are called: as the last, without dots that would lead elsewhere."""
+    return files[-1].stem.lstrip(".") or otherwise if files else otherwise
+
+
+def _refuse_secrets(expanded: Sequence[str]) -> None:
+    for before, word in zip(["", *expanded], expanded, strict=False):
+        values = flat(yaml.safe_load(word)) if before == "--config" else {_option(before, word): word}
+        for key, value in values.items():
+            if found := secret_in(str(value)):
+                raise UserError(
+                    f"{key} holds {found}, and a run keeps its configuration: give secrets in the environment, where "
+                    "the library that needs them looks for them, or fetch the file before"
+                )
+
+
+def _option(before: str, word: str) -> str:
+    """The option that a word of the command line belongs to."""
+    option = word if word.startswith("--") else before
+    return option.lstrip("-").partition("=")[0] or "the command line"
 
 
 def _as_options(path: Path) -> list[str]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Preemption, Throughput
 from ftlab.cli import VERBS
-from ftlab.cli.compose import config_files, expand, read_config
+from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, wandb_logger
@@ -110,7 +110,7 @@ class Experiment(LightningCLI):
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
         if own is not None:
             self._follow_the_run(own)
-        options.experiment = options.experiment or (self.files[-1].stem if self.files else "run")
+        options.experiment = options.experiment or experiment_name(self.files, "run")
         options.name = options.name or short_hash(self.resolved())
         self.run = Run(Path(options.root) / options.experiment / options.name)
 

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftlab.cli import VERBS
-from ftlab.cli.compose import config_files, expand
+from ftlab.cli.compose import config_files, expand, experiment_name
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
@@ -38,8 +38,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         raise UserError(f"show is {options.show}; give the number of rows to print, from 0 on")
     data: FinetuneData = options.data
     card = data_card(data)
-    files = config_files(arguments)
-    out = options.out or Path("prepared") / (files[-1].stem if files else "data")
+    out = options.out or Path("prepared") / experiment_name(config_files(arguments), "data")
     written = _write(data, card, out)
     console = Console()
     for table in tables(card):

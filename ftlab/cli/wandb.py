@@ -61,7 +61,9 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
         group=options.group or experiment,
         tags=options.tags,
         config=dict(config),
-        settings=wandb.Settings(console="off", silent=True),
+        # its copies of git's diff and of the command line would hold the secrets that are in these: provenance.json has
+        # both without
+        settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True),
     )
     return WandbLogger(experiment=session)
 
