@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -31,6 +33,15 @@ from transformers import (
 from ftlab.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
+
+# or transformers takes weights from a pull request on the hub where a network has no safetensors
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+
+_PICKLED = (
+    "has pickled weights (*.bin) and no safetensors, and a pickle can hold a program: convert it, with transformers' "
+    "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW), or have it opened as it is (pickled_weights: "
+    "true, --model.network.pickled_weights)"
+)
 
 # what transformers opens a checkpoint with that others have quantised
 PACKAGES_TO_OPEN = {"torchao": ("torchao",), "hqq": ("hqq",), "gptq": ("gptqmodel", "optimum"), "awq": ("gptqmodel",)}
@@ -78,6 +89,10 @@ class Network:
         attention: Attention kernel, as transformers names it (sdpa, flash_attention_2, flex_attention, eager).
         random_weights: Take the architecture alone, with freshly drawn weights: the control that shows what
             pretraining is worth.
+        trust_remote_code: Run the Python files that come with the network or its tokenizer, or a kernel from the hub
+            that `attention` names. They may do whatever you may do: read them first, and name the `revision`.
+        pickled_weights: Open weights that are pickled (*.bin) where there are no safetensors. torch reads tensors alone
+            from them, but a pickle is a program.
     """
 
     path: str
@@ -85,6 +100,8 @@ class Network:
     dtype: DType = "float32"
     attention: str | None = None
     random_weights: bool = False
+    trust_remote_code: bool = False
+    pickled_weights: bool = False
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Opens the tokenizer. Raises UserError where there is none."""
@@ -117,19 +134,27 @@ class Network:
         kind = base_kind(self.config())  # what is wrong with it is better said before the weights
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if self.attention:
+            if "/" in self.attention and not self.trust_remote_code:
+                raise UserError(
+                    f"network.attention: {self.attention} is code from the hub: read it, and have it run "
+                    "(trust_remote_code: true, --model.network.trust_remote_code), or name a kernel of transformers, "
+                    "such as sdpa"
+                )
             options["attn_implementation"] = self.attention
         if self.random_weights:
             if quantization or kind != "full":
                 raise UserError(
                     "network.random_weights cannot be quantised: choose a method with a full-precision base"
                 )
-            return AutoModelForCausalLM.from_config(self.config(), **options)
+            trusted = self.trust_remote_code
+            return AutoModelForCausalLM.from_config(self.config(), trust_remote_code=trusted, **options)
         if kind != "full":
             self._check_readable(kind, quantization)
         if quantization:
             options["quantization_config"] = quantization.config()
         if quantization or (kind != "full" and torch.device(device).type != "cpu"):
             options["device_map"] = {"": device}
+        options["use_safetensors"] = None if self.pickled_weights else True
         model, loading = self._open(AutoModelForCausalLM, "weights", output_loading_info=True, **options)
         if loading["missing_keys"]:  # transformers draws them at random and warns
             raise UserError(self._lacking(sorted(loading["missing_keys"]), kind))
@@ -154,6 +179,16 @@ class Network:
                 f"{'is' if len(absent) == 1 else 'are'} not installed: pip install {' '.join(absent)}"
             )
 
+    def _check_weights(self) -> None:
+        """Refuses a directory without weights that may be opened."""
+        if any(Path(self.path).glob("*.safetensors")):
+            return
+        pickled = any(Path(self.path).glob("*.bin"))
+        if not pickled:
+            raise UserError(f"network.path: {self.path} has no weights (*.safetensors)")
+        if not self.pickled_weights:
+            raise UserError(f"network.path: {self.path} {_PICKLED}")
+
     def _lacking(self, missing: list[str], kind: str) -> str:
         if kind == "full":
             return (
@@ -168,11 +203,20 @@ class Network:
 
     def _open(self, kind: type, what: str, **options: Any) -> Any:
         local = Path(self.path).is_dir()
-        if local and what == "weights" and not any(Path(self.path).glob("*.safetensors")):
-            raise UserError(f"network.path: {self.path} has no weights (*.safetensors)")
+        if local and what == "weights":
+            self._check_weights()
         try:
-            return kind.from_pretrained(self.path, revision=self.revision, **options)  # type: ignore[attr-defined]
-        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+            return kind.from_pretrained(  # type: ignore[attr-defined]
+                self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
+            )
+        except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+            if "trust_remote_code" in str(error) and not self.trust_remote_code:
+                raise UserError(
+                    f"network.path: {self.path} comes with code of its own: read it, and have it run "
+                    "(trust_remote_code: true, --model.network.trust_remote_code), or take another network"
+                ) from error
+            if not local and what == "weights" and "use_safetensors" in str(error):
+                raise UserError(f"network.path: {self.path} on the hub {_PICKLED}") from error
             if local:
                 raise UserError(
                     f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"

@@ -123,6 +123,82 @@ class TestErrors:
         assert "has no config.json" in self.refused(copied, Network.config)
 
 
+class TestTrust:
+    """Nothing that comes with a network is run, or unpickled, unless that is asked for by name."""
+
+    @pytest.fixture
+    def with_code(self, copied: Path) -> Path:
+        """A network whose configuration and tokenizer are classes of its own; its code leaves a mark where it runs."""
+        mark = f"from pathlib import Path; Path({str(copied / 'ran')!r}).touch()\n"
+        code = {
+            "configuration_own.py": "from transformers import LlamaConfig\n"
+            "class Own(LlamaConfig): model_type = 'own'\n",
+            "modeling_own.py": "from transformers import LlamaForCausalLM\nfrom .configuration_own import Own\n"
+            "class OwnNetwork(LlamaForCausalLM): config_class = Own\n",
+            "tokenization_own.py": "from transformers import PreTrainedTokenizerFast\n"
+            "class OwnTokenizer(PreTrainedTokenizerFast): pass\n",
+        }
+        for name, text in code.items():
+            (copied / name).write_text(mark + text)
+        own = {"AutoConfig": "configuration_own.Own", "AutoModelForCausalLM": "modeling_own.OwnNetwork"}
+        tokenizer = {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]}
+        for name, said in {
+            "config.json": {"model_type": "own", "architectures": ["OwnNetwork"], "auto_map": own},
+            "tokenizer_config.json": {"tokenizer_class": "OwnTokenizer", "auto_map": tokenizer},
+        }.items():
+            (copied / name).write_text(json.dumps(json.loads((copied / name).read_text()) | said))
+        return copied
+
+    @pytest.mark.parametrize("open_it", [Network.model, Network.tokenizer, Network.config, Network.context_length])
+    def test_code_is_not_run(self, with_code: Path, open_it: Callable[[Network], object]) -> None:
+        with pytest.raises(UserError, match=r"comes with code of its own.*model\.network\.trust_remote_code") as error:
+            open_it(Network(str(with_code)))
+        assert "\n" not in str(error.value)
+        assert not (with_code / "ran").exists()
+
+    def test_code_is_run_where_it_is_trusted(self, with_code: Path, network: Network) -> None:
+        trusted = Network(str(with_code), trust_remote_code=True)
+        assert type(trusted.tokenizer()).__name__ == "OwnTokenizer"
+        model = trusted.model()
+        assert type(model).__name__ == "OwnNetwork"
+        assert (with_code / "ran").exists()
+        assert torch.equal(model(IDS).logits, network.model()(IDS).logits)
+
+    def test_a_kernel_from_the_hub_is_code(self, network: Network) -> None:
+        with pytest.raises(UserError, match=r"owner/kernel is code from the hub.*trust_remote_code"):
+            Network(network.path, attention="owner/kernel").model()
+
+    @pytest.fixture
+    def pickled(self, copied: Path) -> Path:
+        torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+        (copied / "model.safetensors").unlink()
+        return copied
+
+    def test_pickled_weights_are_refused(self, pickled: Path) -> None:
+        with pytest.raises(UserError, match=r"has pickled weights.*save_pretrained.*pickled_weights") as error:
+            Network(str(pickled)).model()
+        assert "\n" not in str(error.value)
+
+    def test_pickled_weights_are_opened_where_that_is_said(self, pickled: Path, network: Network) -> None:
+        model = Network(str(pickled), pickled_weights=True).model()
+        assert torch.equal(model(IDS).logits, network.model()(IDS).logits)
+
+    def test_a_program_in_a_pickle_is_not_run_even_then(self, pickled: Path) -> None:
+        class Program:
+            def __reduce__(self) -> tuple[Any, ...]:
+                return Path.touch, (pickled / "ran",)
+
+        torch.save({"model.norm.weight": Program()}, pickled / "pytorch_model.bin")
+        with pytest.raises(UserError, match="has no weights that transformers can open"):
+            Network(str(pickled), pickled_weights=True).model()
+        assert not (pickled / "ran").exists()
+
+    def test_safetensors_are_preferred(self, copied: Path, network: Network) -> None:
+        (copied / "pytorch_model.bin").write_bytes(b"no weights")
+        model = Network(str(copied), pickled_weights=True).model()
+        assert torch.equal(model(IDS).logits, network.model()(IDS).logits)
+
+
 class TestCount:
     # Llama by its own arithmetic: embeddings, q k v o, gate up down, two norms a layer, the last norm
     LAYER = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96 + 2 * 64

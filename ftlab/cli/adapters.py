@@ -31,11 +31,13 @@ class Undescribed:
         dtype: Type of the base's weights in memory; float32 by default.
         quantization: How the base is held; in full precision by default.
         template: How prompts are rendered, as `data.template`; auto by default.
+        trust_remote_code: Whether code that comes with the base is run, as `model.network.trust_remote_code`.
     """
 
     dtype: DType | None = None
     quantization: Quantization | None = None
     template: str | None = None
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> li
         directories[name] = Path(place)
     sources = [_source(name, directory, base, undescribed) for name, directory in directories.items()]
     if undescribed != Undescribed() and all(source.run for source in sources):
-        raise UserError("--dtype, --quantization and --template: every adapter is of a run, which says them itself")
+        raise UserError(
+            "--dtype, --quantization, --template and --trust_remote_code: every adapter is of a run, which says them "
+            "itself"
+        )
     for other in sources[1:]:
         _one_base(sources[0], other)
     return sources
@@ -133,6 +138,7 @@ def _source(name: str, directory: Path, base: str | None, undescribed: Undescrib
     if not where:
         raise UserError(f"--adapter {name}: {directory} does not say which base it belongs to: give --base")
     network = Network(where, None if base else config.revision, undescribed.dtype or "float32")
+    network = dataclasses.replace(network, trust_remote_code=undescribed.trust_remote_code)
     own = (directory / "tokenizer_config.json").is_file()
     tokenized_by = Network(str(directory)) if own else network
     try:

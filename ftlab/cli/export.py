@@ -135,7 +135,9 @@ def _write(experiment: Experiment, options: Namespace, directory: Path) -> None:
 def _opened(experiment: Experiment, options: Namespace, directory: Path, device: torch.device) -> nn.Module:
     """The export as others open it, in float32."""
     if options.merge:
-        network: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        network: nn.Module = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, trust_remote_code=experiment.model.pretrained.trust_remote_code
+        )
         return network.to(device)
     return experiment.open_saved(directory, device)
 

@@ -50,6 +50,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--quantization", type=Quantization | None, help=f"{of_bare}how the base is held in few bits")
     parser.add_argument("--template", type=str | None, help=f"{of_bare}as data.template (default: auto)")
     parser.add_argument(
+        "--trust_remote_code", type=bool, default=False, help=f"{of_bare}as model.network.trust_remote_code"
+    )
+    parser.add_argument(
         "--combine", type=str | None, metavar="NAME=A:WEIGHT,B:WEIGHT", help="one more adapter, made of these"
     )
     parser.add_argument(
@@ -86,8 +89,8 @@ def _must_make_sense(options: Namespace) -> None:
         if options.save and options.save.exists():
             raise UserError(f"--save: {options.save} exists: give a new directory")
         return
-    for name in ("use", "base", "dtype", "quantization", "template", "combine"):
-        if getattr(options, name) is not None:
+    for name in ("use", "base", "dtype", "quantization", "template", "trust_remote_code", "combine"):
+        if getattr(options, name) not in (None, False):
             raise UserError(f"--{name} is about adapters: give --adapter NAME={options.run} instead of the run alone")
 
 
@@ -100,7 +103,7 @@ def _model_of_run(options: Namespace) -> Model:
 
 def _adapters_of(options: Namespace) -> Model:
     name, weights = read_combination(options.combine) if options.combine else ("", {})
-    undescribed = Undescribed(options.dtype, options.quantization, options.template)
+    undescribed = Undescribed(options.dtype, options.quantization, options.template, options.trust_remote_code)
     sources = find(options.adapter, options.base, undescribed)
     names = [*(source.name for source in sources), *([name] if weights else [])]
     if options.use and options.use not in names:

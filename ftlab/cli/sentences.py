@@ -9,9 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from ftlab.errors import UserError, one_line
+
+# A configuration names classes. Those that start a process, evaluate text or unpickle are refused.
+set_parsing_settings(import_path_denylist=[])
 
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: (\S+)")
 _UNKNOWN_KEY = re.compile(r"(?:Group '(?P<group>[^']+)' does not accept option|Option) '(?P<key>[^']+)'")
@@ -19,6 +22,7 @@ _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _NO_IMPORT = re.compile(r"Problem with given class_path '([^']+)': ((?:module|No module|cannot import).*?)(?: - |$)")
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _NO_SUBCLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)")
 _MISSING = re.compile(r'following arguments are required: ([^ ,]+)|Key "([^"]+)" not found')
 _EXPECTED = re.compile(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])")
@@ -56,6 +60,8 @@ def sentence(error: Exception, parser: ArgumentParser) -> str:
         return f"{f'{key}.{name}' if key else name} is missing: give it in a configuration file or on the command line"
     if problem := _NO_IMPORT.search(text):
         return f"{key}: {problem[1]} cannot be imported ({problem[2]}){_known_classes(key, parser)}"
+    if denied := _DENIED.search(text):
+        return f"{key}: {denied[1]} can run whatever it is given, and no configuration may name it: take another"
     if other := _NO_SUBCLASS.search(text):
         return f"{key}: {other[1]} is no {other[2]}{_known_classes(key, parser)}"
     return _wrong_value(text, key, parser) if key else text

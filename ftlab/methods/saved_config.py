@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from ftlab.errors import UserError, one_line
 from ftlab.methods.adapter_bits import CONFIG
@@ -34,6 +37,7 @@ def read_config(directory: Path) -> peft.PeftConfig:
             f"{path} was written by peft {said.get('peft_version')}, and {what} means nothing to the installed "
             f"{peft.__version__}: install the newer one"
         )
+    _refuse_code(directory, said)
     try:
         return peft.PeftConfig.from_pretrained(str(directory))
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -41,6 +45,18 @@ def read_config(directory: Path) -> peft.PeftConfig:
             f"{path} was written by peft {said.get('peft_version')} and cannot be read by the installed "
             f"{peft.__version__} ({one_line(error)}): install the one that wrote it"
         ) from error
+
+
+def _refuse_code(directory: Path, said: Mapping[str, Any]) -> None:
+    """Refuses what would have more done than tensors read."""
+    pickled, plain = directory / WEIGHTS_NAME, directory / SAFETENSORS_WEIGHTS_NAME
+    if pickled.is_file() and not plain.is_file():
+        raise UserError(
+            f"{pickled} is pickled, and a pickle can hold a program: convert it, with safetensors.torch.save_file("
+            f"torch.load('{pickled.name}', weights_only=True), '{plain.name}')"
+        )
+    if said.get("megatron_config"):  # peft imports whatever module it names
+        raise UserError(f"{directory / CONFIG} has a megatron_config, which names a module to import: take it out")
 
 
 def order_config(directory: Path, config: peft.PeftConfig) -> None:

@@ -13,7 +13,7 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods.targets import name_all_linear
@@ -109,7 +109,7 @@ def take_from_rounding(adapted: peft.PeftModel) -> None:
         UserError: No layer of 4 bits is adapted.
     """
     base: Any = adapted.get_base_model()
-    original = AutoModelForCausalLM.from_pretrained(
+    original = type(base).from_pretrained(
         base.name_or_path, revision=getattr(base.config, "_commit_hash", None), dtype=torch.float32
     )
     layers: dict[str, Any] = {

@@ -112,6 +112,11 @@ class XLoRA(Peft):
     def config_of(self, directory: Path) -> peft.PeftConfig:
         """With the adapters that were saved beside the router: those it was trained over may be gone, or others."""
         config: Any = super().config_of(directory)
+        foreign = [name for name in config.adapters if not name.isdigit()]  # ftlab counts them; a path leads elsewhere
+        if foreign:
+            raise UserError(f"{directory}: {foreign[0]!r} is no adapter that ftlab has saved: save the mixture again")
+        for name in config.adapters:
+            read_config(directory / name)
         config.adapters = {name: str(directory / name) for name in config.adapters}
         return config
 
