@@ -5,6 +5,7 @@ from ftlab.callbacks.frozen_base import FrozenBase
 from ftlab.callbacks.metrics_csv import MetricsCSV
 from ftlab.callbacks.model_writer import ModelWriter
 from ftlab.callbacks.neftune import NEFTune
+from ftlab.callbacks.nonfinite_steps import NonfiniteSteps
 from ftlab.callbacks.preemption import Preemption
 from ftlab.callbacks.throughput import Throughput, peak_memory
 
@@ -14,6 +15,7 @@ __all__ = [
     "MetricsCSV",
     "ModelWriter",
     "NEFTune",
+    "NonfiniteSteps",
     "Preemption",
     "Throughput",
     "peak_memory",

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, Preemption, Throughput
+from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, NonfiniteSteps, Preemption, Throughput
 from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.plugins import with_methods
@@ -134,7 +134,7 @@ class Experiment(LightningCLI):
         self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoints)
         self.preemption = Preemption(self.checkpoints, self.config_init["run"])
         self.throughput = Throughput()
-        callbacks = [self.curves, self.throughput, FrozenBase(self.run), self.preemption]
+        callbacks = [self.curves, NonfiniteSteps(self.run), self.throughput, FrozenBase(self.run), self.preemption]
         callbacks += [self.checkpoints, ModelWriter(self.run)]
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())

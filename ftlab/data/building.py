@@ -20,7 +20,7 @@ from ftlab.data.duplicates import DuplicateIndex, Signature
 from ftlab.data.leaks import Fingerprints, LeakIndex, LeakReport
 from ftlab.data.preparation import Part, Stages
 from ftlab.data.records import SPLITS, Split
-from ftlab.data.store import ABSENT, ROWS, split_number
+from ftlab.data.store import ABSENT, NAMES, ROWS, split_number
 from ftlab.errors import UserError
 
 
@@ -54,6 +54,7 @@ class Builder:
         self._refused_leaks = directory.parent / f"{directory.name.removesuffix('.unfinished')}.leaks.jsonl"
         self._files = ExitStack()
         self._writer = self._files.enter_context(pyarrow.ipc.new_file(str(directory / "rows.arrow"), ROWS))
+        self._names = self._files.enter_context(pyarrow.ipc.new_file(str(directory / "names.arrow"), NAMES))
         self._texts = self._files.enter_context(_created(directory / "records.jsonl"))
         self._dropped = self._files.enter_context(_created(directory / "dropped.jsonl"))
         self._compared: IO[bytes] = self._files.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115
@@ -81,6 +82,9 @@ class Builder:
         numbers[keep] = self._record_count + numpy.arange(int(keep.sum()))
         rows = keep[part.row_records]
         self._writer.write_batch(part.rows.filter(pyarrow.array(rows)))
+        sources = [part.sources[place].encode(errors="backslashreplace") for place in part.row_records[rows]]
+        names = pyarrow.array(sources, pyarrow.binary()).cast(pyarrow.string())
+        self._names.write_batch(pyarrow.RecordBatch.from_arrays([names], schema=NAMES))
         strata = [self._strata.setdefault(stratum, len(self._strata)) for stratum in part.strata]
         records = {
             "keys": part.keys,
@@ -134,6 +138,7 @@ class Builder:
             origins=records["origins"][rows["records"]],
         )
         self._writer.close()
+        self._names.close()
         self._report(records, splits, leaks, stops)
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ class Batch(TypedDict):
     target_tokens: int  # labels that are predicted: in each sample those from the second position on
     tokens: int  # real tokens, padding not counted
     samples: int  # records
+    records: list[str]  # where each stands, to name it by
 
 
 class PromptBatch(TypedDict):
@@ -49,11 +50,13 @@ class Row:
         input_ids: Its tokens, (length,).
         spans: Places (start, end) of the tokens that are learned, `end` not among them; (spans, 2).
         rejected: The worse answer after the same prompt, for objectives that compare the two.
+        source: Where the record stands, as dropped.jsonl and leaks.jsonl have it: `train.jsonl:17`.
     """
 
     input_ids: Ids
     spans: NDArray[numpy.integer] | Sequence[tuple[int, int]]
     rejected: Row | None = None
+    source: str = ""
 
     @property
     def labels(self) -> Matrix:
@@ -97,6 +100,7 @@ class PadCollator:
             target_tokens=_targets(labels),
             tokens=sum(len(row.input_ids) for row in rows),
             samples=len(rows),
+            records=[row.source for row in rows],
         )
 
 
@@ -144,6 +148,7 @@ class PackCollator:
             target_tokens=_targets(labels),
             tokens=sum(sizes),
             samples=sum(map(len, packs)),
+            records=[row.source for pack in packs for row in pack],
         )
 
 

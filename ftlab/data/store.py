@@ -1,8 +1,9 @@
 """Prepared rows on disk: written once as they come, then read through a memory map, so that they cost no memory.
 
-A directory holds `rows.arrow` (token ids and learned spans), `index.npz` (a few bytes a row: length, targets, record,
-source, split), `records.jsonl` (what is scored, as text), `dropped.jsonl` (what was left out, and why), `leaks.jsonl`
-(evaluation records that are also in training) and `report.json` (what became of every record).
+A directory holds `rows.arrow` (token ids and learned spans), `names.arrow` (where each row's record stands),
+`index.npz` (a few bytes a row: length, targets, record, source, split), `records.jsonl` (what is scored, as text),
+`dropped.jsonl` (what was left out, and why), `leaks.jsonl` (evaluation records that are also in training) and
+`report.json` (what became of every record).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ROWS = pyarrow.schema(
         "rejected_spans": pyarrow.list_(pyarrow.int32()),
     }
 )
+NAMES = pyarrow.schema({"source": pyarrow.string()})
 ABSENT = -1
 """The split of a record that was read and then left out, because it leaked."""
 
@@ -41,7 +43,7 @@ class Rows(Sequence[Row]):
     """Rows of one split, in the order in which they were read; indexing opens the memory map.
 
     Args:
-        file: `rows.arrow`.
+        directory: Where `rows.arrow` and `names.arrow` are.
         places: Which rows of the file, (rows,).
         lengths: Tokens of each, (rows,).
         targets: Learned tokens of each, from the second position on, (rows,).
@@ -51,14 +53,14 @@ class Rows(Sequence[Row]):
 
     def __init__(
         self,
-        file: Path,
+        directory: Path,
         places: numpy.ndarray,
         lengths: numpy.ndarray,
         targets: numpy.ndarray,
         origins: numpy.ndarray,
         records: numpy.ndarray,
     ) -> None:
-        self._file = file
+        self._directory = directory
         self._places = places
         self.lengths = lengths
         self.targets = targets
@@ -69,10 +71,11 @@ class Rows(Sequence[Row]):
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        batches, starts = self._opened
+        batches, names, starts = self._opened
         place = int(self._places[index])
         number = int(numpy.searchsorted(starts, place, side="right")) - 1
-        return row_at(batches[number], place - int(starts[number]))
+        place -= int(starts[number])
+        return row_at(batches[number], place, names[number].column(0)[place].as_py())
 
     def __getstate__(self) -> dict[str, Any]:
         # a worker that is spawned opens the file itself
@@ -81,17 +84,21 @@ class Rows(Sequence[Row]):
     def chosen(self, mask: numpy.ndarray) -> Rows:
         """The rows where `mask` holds (or of these indices), in that order."""
         arrays = (self._places, self.lengths, self.targets, self.origins, self.records)
-        return Rows(self._file, *(array[mask] for array in arrays))
+        return Rows(self._directory, *(array[mask] for array in arrays))
 
     @cached_property
-    def _opened(self) -> tuple[list[pyarrow.RecordBatch], numpy.ndarray]:
-        reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(self._file)))
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        return batches, numpy.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
+    def _opened(self) -> tuple[list[pyarrow.RecordBatch], list[pyarrow.RecordBatch], numpy.ndarray]:
+        rows, names = (_mapped(self._directory / name) for name in ("rows.arrow", "names.arrow"))
+        return rows, names, numpy.cumsum([0, *(batch.num_rows for batch in rows)])[:-1]
 
 
-def row_at(batch: pyarrow.RecordBatch, place: int) -> Row:
-    """One row of a batch of ROWS, without copying."""
+def _mapped(file: Path) -> list[pyarrow.RecordBatch]:
+    reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
+    return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+def row_at(batch: pyarrow.RecordBatch, place: int, source: str) -> Row:
+    """One row of a batch of ROWS, without copying; `source` is where its record stands."""
 
     def values(column: int) -> numpy.ndarray:
         return batch.column(column)[place].values.to_numpy()
@@ -99,7 +106,7 @@ def row_at(batch: pyarrow.RecordBatch, place: int) -> Row:
     rejected = None
     if batch.column(2)[place].is_valid:
         rejected = Row(values(2), values(3).reshape(-1, 2))
-    return Row(values(0), values(1).reshape(-1, 2), rejected)
+    return Row(values(0), values(1).reshape(-1, 2), rejected, source)
 
 
 class Prepared:
@@ -145,7 +152,7 @@ class Prepared:
         index = self._index
         places = numpy.flatnonzero(index["split"] == split_number(split))
         arrays = (index[name][places] for name in ("lengths", "targets", "origins", "records"))
-        return Rows(self.directory / "rows.arrow", places, *arrays)
+        return Rows(self.directory, places, *arrays)
 
     def records(self, split: Split) -> Iterator[tuple[int, Record]]:
         """Numbers and records of a split that is scored; none of train, unless it was carved out of the same file."""

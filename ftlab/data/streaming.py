@@ -132,8 +132,8 @@ class Stream:
                 )
                 if counts["read"] > self._counts["read"]:
                     self._counts = counts.copy()
-                for place in range(rows.num_rows):
-                    yield row_at(rows, place)
+                for place, record in enumerate(part.row_records[mask].tolist()):
+                    yield row_at(rows, place, part.sources[record])
 
     def _new(self, part: Part, duplicates: DuplicateIndex, rules: Counter[str]) -> numpy.ndarray:
         """Which records repeat none before; in a source that comes again a record does not repeat itself."""

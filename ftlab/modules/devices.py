@@ -11,9 +11,14 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def distributed() -> bool:
+    """Whether there are other processes."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def summed(values: Tensor, device: torch.device) -> Tensor:
-    """`values` (any shape, on the CPU) added over all processes, by way of `device`. To be called by all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    """`values` (any shape) added over all processes, by way of `device`, on the CPU. To be called by all of them."""
+    if not distributed():
         return values
     values = values.to(device)
     dist.all_reduce(values)
@@ -22,7 +27,7 @@ def summed(values: Tensor, device: torch.device) -> Tensor:
 
 def gathered(value: T) -> list[T]:
     """The value of every process, by rank; of a single process, its own. To be called by all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

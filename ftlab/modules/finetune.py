@@ -24,8 +24,9 @@ from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
-from ftlab.modules.devices import gathered, summed
+from ftlab.modules.devices import distributed, gathered, summed
 from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.resuming import (
     asked_of,
@@ -61,6 +62,8 @@ class FinetuneModule(pl.LightningModule):
         decoding: How answers are generated when the network is judged.
         metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
             of a function `(prediction, references) -> float` of your own.
+        skip_nonfinite: Optimiser steps that may be left out because their loss or gradient is NaN or infinite; the next
+            one ends training. Weights and optimiser stay as they are, and the step counts: the schedule goes on.
         seed: Seeds new weights; on the command line it is `seeds.weights`.
         dropout_seed: Seeds dropout, on each device from the next number on; by default as `seed`.
     """
@@ -74,10 +77,13 @@ class FinetuneModule(pl.LightningModule):
         gradient_checkpointing: bool = False,
         decoding: Decoding | None = None,
         metrics: list[str] | None = None,
+        skip_nonfinite: int = 0,
         seed: int = 42,
         dropout_seed: int | None = None,
     ) -> None:
         super().__init__()
+        if skip_nonfinite < 0:
+            raise UserError(f"model.skip_nonfinite is {skip_nonfinite}: give a number of steps, from 0 on")
         self.method = method
         self.pretrained = network
         self.optimizer = optimizer
@@ -96,10 +102,13 @@ class FinetuneModule(pl.LightningModule):
         """What callbacks of this process want done at the end of the optimiser step under way."""
         self.agreed: set[Wish] = set()
         """What some process asked for at the last optimiser step: all know it, and can do it together."""
+        self.soundness = Soundness(skip_nonfinite)
         self._step_targets = 0  # target tokens of the optimiser step under way, on this device
+        self._global_targets = 0.0  # the same on all
+        self._global_loss = torch.zeros(1)  # their summed loss, still on the device where there is no other
         self._logged_loss: Tensor | float = 0.0  # sums since the last log
         self._logged_targets = 0
-        self._gradient_norm: Tensor | None = None
+        self._gradient_norm: float | None = None  # None where the step was left out
         self._rate = 0.0
         self._random_state: dict[str, Tensor] = {}
         self._optimizer_asked: dict[str, Any] = {}
@@ -296,8 +305,7 @@ class FinetuneModule(pl.LightningModule):
         """Returns the summed loss, times what Lightning is about to divide by."""
         loss = self.summed_loss(batch)
         self._step_targets += batch["target_tokens"]
-        self._logged_loss = self._logged_loss + loss.detach()
-        self._logged_targets += batch["target_tokens"]
+        self.soundness.add(loss, batch["records"])
         assert self.network is not None
         penalty = self.method.penalty(self.network)
         if penalty is not None:  # by the share of targets, so that all batches of a step add it once
@@ -308,12 +316,15 @@ class FinetuneModule(pl.LightningModule):
         """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
         self._rate = optimizer.param_groups[0]["lr"]
         # one collective for all that processes have to tell each other at a step
-        told = [self._step_targets, *(wish in self.asked for wish in WISHES)]
-        targets, *wishes = summed(torch.tensor(told, dtype=torch.float64), self.device).tolist()
+        told = torch.tensor([self._step_targets, *(wish in self.asked for wish in WISHES)], dtype=torch.float64)
+        self._global_loss = self.soundness.loss()
+        if distributed():
+            told = summed(torch.cat([told.to(self.device), self._global_loss]), self.device)
+            told, self._global_loss = told[:-1], told[-1:]
+        self._global_targets, *wishes = told.tolist()
         self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
         self.asked -= self.agreed
-        self._step_targets = 0
-        scale = self._data_parallel_size / max(1.0, targets)
+        scale = self._data_parallel_size / max(1.0, self._global_targets)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, scale)
@@ -324,20 +335,40 @@ class FinetuneModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by norm, which is computed once and kept for the log, or by value."""
+        """Clips by norm, which is computed once and kept for the log, or by value.
+
+        Raises:
+            LeftOut: The loss or a gradient is NaN or infinite, and the step may be left out.
+            UserError: No more may be.
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
         limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
         # not Lightning's own clipping: it refuses fused optimisers under bf16-mixed, too, where nothing is scaled
-        self._gradient_norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        # the one time in a step that the device is waited for: the optimiser must not see what is no number
+        loss, self._gradient_norm = torch.cat([self._global_loss.to(norm.device), norm.reshape(1)]).tolist()
+        self.soundness.judge(self.global_step + 1, loss / max(1.0, self._global_targets), self._gradient_norm)
         if gradient_clip_val and not by_norm:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Steps, then calls the method's hook and writes the curves: a checkpoint of this step holds both."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        """Steps, then calls the method's hook and writes the curves: a checkpoint of this step holds both.
+
+        A step that is left out counts as any other, with gradients of zero for the method's hook.
+        """
+        try:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        except LeftOut:
+            optimizer.zero_grad(set_to_none=False)
+            self._gradient_norm = None
+        else:
+            for loss in self.soundness.pop():
+                self._logged_loss = self._logged_loss + loss
+            self._logged_targets += self._step_targets
+        self._step_targets = 0
         assert self.network is not None
         step = self.global_step + 1  # Lightning counts when this hook returns
         self.method.after_step(self.network, step)
@@ -348,16 +379,14 @@ class FinetuneModule(pl.LightningModule):
         sums = torch.tensor([float(self._logged_loss), self._logged_targets], dtype=torch.float64)
         loss_sum, targets = summed(sums, self.device).tolist()
         self._logged_loss, self._logged_targets = 0.0, 0
-        assert self._gradient_norm is not None
-        loss, norm = loss_sum / max(1.0, targets), float(self._gradient_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"training has diverged: at step {step} the loss is {loss} and the gradient norm {norm}; lower the "
-                "optimiser's lr, or raise schedule.warmup"
-            )
-        self.log_curves({"train_loss": loss, "grad_norm": norm, "lr": self._rate}, step)
-        self.log("train_loss", loss, prog_bar=True, logger=False)
-        self.log("grad_norm", norm, logger=False)
+        curves = {}
+        if targets:  # none where all steps since the last log were left out
+            curves["train_loss"] = loss_sum / targets
+        if self._gradient_norm is not None:
+            curves["grad_norm"] = self._gradient_norm
+        for name, value in curves.items():
+            self.log(name, value, prog_bar=name == "train_loss", logger=False)
+        self.log_curves(curves | {"lr": self._rate}, step)
 
     def log_curves(self, metrics: dict[str, float], step: int) -> None:
         """Writes to every logger at once; what goes through `self.log` reaches them only after the checkpoints."""
@@ -435,6 +464,7 @@ class FinetuneModule(pl.LightningModule):
             "batches": self.data.identity(),
             "method": self.method.state(self.network),
             "optimizer": self._optimizer_asked,
+            "left_out": self.soundness.state(),
         }
         checkpoint["by_rank"] = gathered(
             {
@@ -458,6 +488,7 @@ class FinetuneModule(pl.LightningModule):
         refuse_other_tensors(checkpoint["state_dict"], self.state_dict(), self.trained_names())
         assert self.network is not None
         self.method.restore(self.network, checkpoint["ftlab"]["method"])
+        self.soundness.restore(checkpoint["ftlab"].get("left_out", []))
         if self.global_rank < len(checkpoint["by_rank"]):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]

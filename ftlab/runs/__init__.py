@@ -4,6 +4,7 @@ runs/<experiment>/<run>/
   config.yaml          the resolved configuration: running it again is the same run
   provenance.json      code, packages, machine, fingerprints, seeds, sessions; what it cost, how it ended
   metrics.csv          the curves
+  nonfinite.jsonl      the optimiser steps whose loss or gradient was NaN or infinite, a line each; not where none was
   checkpoints/         last.ckpt and best.ckpt, each a link to a file whose name holds its digest
   model/               what the method saved: loads with transformers and peft alone
   predictions/*.jsonl  a line a record

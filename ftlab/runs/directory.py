@@ -20,7 +20,7 @@ from ftlab.runs.lock import locked
 from ftlab.runs.sessions import begun, ended
 
 _UNFINISHED = re.compile(r"\..+\.\d+|\.model")
-_LATER_IS_LONGER = ("trainer.max_steps", "trainer.max_epochs")
+_LATER_IS_LONGER = ("trainer.max_steps", "trainer.max_epochs", "model.skip_nonfinite")
 
 
 class Run:
@@ -35,6 +35,7 @@ class Run:
         self.config = directory / "config.yaml"
         self.provenance = directory / "provenance.json"
         self.metrics = directory / "metrics.csv"
+        self.nonfinite = directory / "nonfinite.jsonl"
         self.checkpoints = CheckpointFiles(directory / "checkpoints")
         self.last = self.checkpoints.last
         self.best = self.checkpoints.best
@@ -73,9 +74,9 @@ class Run:
     def claimed(self, config: Mapping[str, Any], owner: bool = True, force: bool = False) -> Iterator[None]:
         """Takes the directory for the run that `config` describes, for as long as the context lasts.
 
-        A configuration that only trains longer is the same run: it is noted as no longer finished, and config.yaml says
-        the new end. Leaves nothing behind where the run is new and fails before its first checkpoint, and the run as
-        it was where a changed one fails before the next.
+        A configuration that only trains longer, or leaves out more steps, is the same run: it is noted as no longer
+        finished, and config.yaml says so. Leaves nothing behind where the run is new and fails before its first
+        checkpoint, and the run as it was where a changed one fails before the next.
 
         Args:
             config: Resolved.

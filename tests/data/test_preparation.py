@@ -261,7 +261,8 @@ class TestWorkers:
             )
             contents.append({file.name: file.read_bytes() for file in data.prepared.directory.iterdir()})
         assert set(contents[0]) == {
-            "rows.arrow", "index.npz", "records.jsonl", "dropped.jsonl", "leaks.jsonl", "report.json", "sealed.json",
+            "rows.arrow", "names.arrow", "index.npz", "records.jsonl", "dropped.jsonl", "leaks.jsonl", "report.json",
+            "sealed.json",
         }  # fmt: skip
         assert contents[0] == contents[1] == contents[2]
 

@@ -17,7 +17,7 @@ from ftlab.data import FinetuneData
 from ftlab.data.assignment import Splits
 from ftlab.data.building import _created
 from ftlab.data.records import Message, Record, pair
-from ftlab.data.store import ROWS, Prepared, Rows, record_from_json, record_to_json
+from ftlab.data.store import NAMES, ROWS, Prepared, Rows, record_from_json, record_to_json
 from ftlab.networks import Network
 
 ALL = [([1, 2, 3], [1, 3]), ([4], []), ([5, 6], [0, 1, 1, 2]), ([7, 8, 9, 10], [2, 4]), ([11, 12], [1, 2])]
@@ -33,6 +33,7 @@ def directory(tmp_path: Path) -> Path:
             columns += [*zip(*rejected, strict=True)] if part else [(), ()]
             arrays = [pyarrow.array(column, field.type) for column, field in zip(columns, ROWS, strict=True)]
             writer.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=ROWS))
+    _write_names(tmp_path, [["a:1", "a:2"], [], ["b:1", "b:1", "b:2"]])
     numpy.savez(
         tmp_path / "index.npz",
         split=numpy.array([0, 1, 0, 0, -1], dtype=numpy.int8),
@@ -44,6 +45,12 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def _write_names(directory: Path, parts: list[list[str]]) -> None:
+    with pyarrow.ipc.new_file(str(directory / "names.arrow"), NAMES) as writer:
+        for part in parts:
+            writer.write_batch(pyarrow.RecordBatch.from_arrays([pyarrow.array(part, pyarrow.string())], schema=NAMES))
+
+
 class TestRows:
     def test_a_split_in_the_order_of_the_file(self, directory: Path) -> None:
         rows = Prepared(directory).rows("train")
@@ -51,6 +58,7 @@ class TestRows:
         assert [row.spans.tolist() for row in rows] == [[[1, 3]], [[0, 1], [1, 2]], [[2, 4]]]
         assert [rows.lengths.tolist(), rows.targets.tolist()] == [[3, 2, 4], [2, 1, 2]]
         assert [rows.origins.tolist(), rows.records.tolist()] == [[0, 1, 1], [0, 2, 2]]
+        assert [row.source for row in rows] == ["a:1", "b:1", "b:1"]
         assert rows[0].rejected is rows[1].rejected is None
         assert (rows[2].rejected.input_ids.tolist(), rows[2].rejected.spans.tolist()) == ([7, 8, 13], [[2, 3]])
 
@@ -96,8 +104,9 @@ class TestRows:
         spans = pyarrow.array([[0, 2500]] * 1000, ROWS.field("spans").type)
         with pyarrow.ipc.new_file(str(tmp_path / "rows.arrow"), ROWS) as writer:
             writer.write_batch(pyarrow.RecordBatch.from_arrays([lists, spans, none, none], schema=ROWS))
+        _write_names(tmp_path, [["a"] * 1000])
         zeros = numpy.zeros(1000, dtype=numpy.int64)
-        rows = Rows(tmp_path / "rows.arrow", numpy.arange(1000), zeros, zeros, zeros, zeros)
+        rows = Rows(tmp_path, numpy.arange(1000), zeros, zeros, zeros, zeros)
         del flat, lists, none, spans
         before = pyarrow.total_allocated_bytes()
         total = sum(int(row.input_ids.sum()) for row in rows)

@@ -95,7 +95,7 @@ def _streamed(data: FinetuneData, batches: int, rank: int = 0, world_size: int =
 
 def _same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
     return len(one) == len(other) and all(
-        set(a) == set(b) and all(torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])) for name in a)
+        set(a) == set(b) and all(torch.equal(a[n], b[n]) if isinstance(b[n], torch.Tensor) else a[n] == b[n] for n in b)
         for a, b in zip(one, other, strict=True)
     )
 
