@@ -23,7 +23,9 @@ class Whereabouts(pl.Callback):
     ) -> None:
         self._note(f"training, at step {trainer.global_step + 1}", batch)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
+    ) -> None:
         after = f" after step {trainer.global_step}" if trainer.training or trainer.state.fn == "fit" else ""
         self._note(f"validation{after}", batch)
 

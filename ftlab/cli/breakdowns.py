@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ftlab.cli.experiment import Experiment
 
 # what torch and others say, in errors that are of no class of their own
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 _TRIED = re.compile(r"(?:[Tt]ried to allocate|Unable to allocate) ([\d.]+ ?(?:[KMGTPE]i?B|bytes))")
 _WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
 _PEER = re.compile(r"gloo|nccl|connection (?:closed|reset)|socket|process group|TCPStore|broken pipe", re.IGNORECASE)
