@@ -160,6 +160,8 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         [line.split(",")[:2] for line in (place / "metrics.csv").read_text().splitlines()] for place in (run, whole)
     ]
     assert losses[0] == losses[1]
+    sessions = json.loads((run / "provenance.json").read_text())["sessions"]
+    assert [(session["state"], session["from_step"]) for session in sessions] == [("interrupted", 0), ("finished", 3)]
 
 
 def test_stopped_before_its_first_checkpoint_a_run_leaves_nothing(

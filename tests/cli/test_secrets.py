@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
@@ -48,6 +49,7 @@ def test_nothing_that_a_run_leaves_or_prints_holds_one(
     monkeypatch.setattr(sys, "argv", ["ftlab", *command])
     answer = ftlab(*command)
     assert answer.code == 0, answer.err
+    wandb.teardown()  # it writes until the process ends
     run = Path("runs/tiny/a")
     files = [path for path in run.rglob("*") if path.is_file()]
     assert {"config.yaml", "provenance.json", "metrics.csv"} <= {path.name for path in files}

@@ -77,15 +77,15 @@ def test_loftq_leaves_of_the_rounding_what_its_rank_cannot_hold(network: Network
 
 def test_loftq_compares_with_the_commit_that_was_rounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """No hub is at hand: what is looked at is the revision that is asked for."""
-    opened, asked = AutoModelForCausalLM.from_pretrained, []
+    base = network.model(Quantization("nf4"))
+    opened, asked = type(base).from_pretrained, []
 
     def note(path: str, revision: str | None = None, **options: Any) -> Any:
         asked.append(revision)
         return opened(path, **options)
 
-    base = network.model(Quantization("nf4"))
     base.config._commit_hash = "abc"
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", note)
+    monkeypatch.setattr(type(base), "from_pretrained", note)
     QLoRA(r=RANK, init="loftq").adapt(base)
     assert asked == ["abc"]
 
