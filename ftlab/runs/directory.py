@@ -41,6 +41,7 @@ class Run:
         self.best = self.checkpoints.best
         self.model = directory / "model"
         self.scores = directory / "scores.json"
+        self._at_work = False
 
     def predictions(self, split: str) -> Path:
         """Where the answers to the records of `split` are kept."""
@@ -62,6 +63,7 @@ class Run:
     def begin(self, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Notes that a process begins to work on the run: see `sessions.begun`."""
         self._write_record(begun(self.record(), facts, session))
+        self._at_work = True
 
     def end(self, state: str, **facts: Any) -> None:
         """Notes that it has ended: finished, preempted, interrupted or failed; and adds facts to the provenance."""
@@ -115,7 +117,7 @@ class Run:
                     with suppress(OSError):  # others have runs there
                         self.directory.parent.rmdir()
                         self.directory.parent.parent.rmdir()
-                elif self.record().get("state") == "running":
+                elif self._at_work and self.record().get("state") == "running":  # not one that was killed before
                     self.end("failed")
                 raise
 

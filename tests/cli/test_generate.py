@@ -247,6 +247,7 @@ def test_the_base_may_have_moved(
     [
         (["runs/tiny/lora", "--use", "a"], "--use is about adapters"),
         (["runs/tiny/lora", "--template", "plain"], "--template is about adapters"),
+        (["runs/tiny/lora", "--trust_remote_code", "true"], "--trust_remote_code is about adapters"),
         (["runs/tiny/lora", "--adapter", "a=one"], "runs/tiny/lora and --adapter are given"),
         (["--adapter", "one"], "--adapter is 'one': give NAME=DIR"),
         (["--adapter", "a:b=one"], "--adapter is 'a:b=one': give NAME=DIR"),
@@ -255,6 +256,10 @@ def test_the_base_may_have_moved(
         (["--adapter", "a=runs"], "--adapter a: runs holds no adapter"),
         (["--adapter", "a=runs/tiny/full"], "--adapter a: runs/tiny/full/model holds no adapter"),
         (["--adapter", "a=runs/tiny/lora", "--dtype", "bfloat16"], "every adapter is of a run, which says them itself"),
+        (
+            ["--adapter", "a=runs/tiny/lora", "--trust_remote_code", "true"],
+            "every adapter is of a run, which says them",
+        ),
         (["--adapter", "a=one", "--use", "b"], "--use: there is no adapter 'b': there are a"),
         (["--adapter", "a=one", "--file", "names.jsonl"], "names.jsonl, line 2: there is no adapter 'b': there are a"),
         (["runs/tiny/lora", "--file", "names.jsonl"], "names.jsonl, line 1: there is no adapter 'a': none is given"),

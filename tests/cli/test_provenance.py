@@ -11,6 +11,7 @@ from typing import Any
 
 import ftlab
 from ftlab.cli.provenance import network_fingerprint
+from ftlab.data.leaks import Leaks
 from ftlab.networks import Network
 
 
@@ -59,3 +60,9 @@ def test_a_network_of_the_hub_is_known_by_its_commit() -> None:
             return SimpleNamespace(_commit_hash="c0ffee")
 
     assert network_fingerprint(OnTheHub("owner/name")) == {"commit": "c0ffee"}
+
+
+def test_a_stream_is_not_read_for_its_fingerprint(make_data: Callable[..., Any]) -> None:
+    found = [make_data(streaming=True, leaks=Leaks("ignore")).fingerprints() for _ in range(2)]
+    assert set(found[0]) == {"rows", "tokenizer", "stream"}
+    assert found[0] == found[1]

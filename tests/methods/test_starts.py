@@ -8,7 +8,6 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from ftlab.errors import UserError
 from ftlab.methods import LoRA, Peft, QLoRA

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from ftlab.runs import Run
 
 FIRST: dict[str, Any] = {
@@ -61,7 +63,20 @@ def test_what_others_have_noted_stays(run: Run) -> None:
     assert run.record()["packages"] == {"torch": "2.12"}
 
 
-def test_a_run_that_fails_says_so_in_its_session(run: Run) -> None:
-    run.begin(FIRST, {})
-    run.end("failed")
-    assert run.record()["sessions"][-1]["state"] == run.record()["state"] == "failed"
+def fail(run: Run, begins: bool) -> None:
+    with run.claimed({"seed": 1}):
+        if begins:
+            run.begin(FIRST, {})
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_process_that_fails_says_so_of_its_own_session(run: Run, begins: bool) -> None:
+    with run.claimed({"seed": 1}):
+        run.begin(FIRST, {})
+        run.end("preempted")
+        run.begin(FIRST, {})  # and is killed
+    with pytest.raises(RuntimeError):
+        fail(Run(run.directory), begins)
+    states = [session["state"] for session in run.record()["sessions"]]
+    assert states == (["preempted", "killed", "failed"] if begins else ["preempted", "running"])
