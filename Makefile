@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo methods test check bench lock clean
+.PHONY: help demo methods test check bench chaos lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -23,6 +23,9 @@ methods: $(INSTALLED)  ## train many methods alike and compare them; on E2E, too
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/methods.py --task demo --jobs 2
 	$(if $(and $(NETWORK),$(DATA)),HF_HUB_OFFLINE=1 .venv/bin/python scripts/methods.py --task e2e --jobs 2 \
 		--network '$(NETWORK)' --data '$(DATA)')
+
+chaos: $(INSTALLED)  ## kill, tear and starve runs, and compare what they come to: docs/results/chaos.md
+	HF_HUB_OFFLINE=1 .venv/bin/python scripts/chaos.py --output docs/results/chaos.md
 
 test: check  ## check, then the default tests
 	$(PYTEST)

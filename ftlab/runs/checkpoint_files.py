@@ -90,8 +90,8 @@ class CheckpointFiles:
             if link.is_file():
                 if not self._is_whole(link.resolve()):
                     raise UserError(
-                        f"{link.resolve()} is damaged: its content is not the one that its name tells; delete it, and "
-                        "run ftlab fit with another --run.name"
+                        f"{link} is damaged: the content of {link.resolve().name} is not the one that its name tells; "
+                        "delete it, and run ftlab fit with another --run.name"
                     )
                 return link
         return None
