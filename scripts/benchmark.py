@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py data                                  # on what ships with ftlab
     python scripts/benchmark.py data --data FILE … --tokenizer DIR    # with prompt, completion or dialogue, summary
+    python scripts/benchmark.py checkpoints                           # see scripts/checkpoint_cost.py
 
 `data` prepares the same rows by ftlab, by TRL's SFTTrainer (`pip install '.[bench]'`) and by `datasets.map` with the
 tokenizer alone; then a second start, ten times the rows with one worker and with two, and packing.
@@ -23,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from checkpoint_cost import benchmark_checkpoints
+
 ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
 PACKED_LENGTHS = 100_000
 
@@ -36,11 +39,17 @@ def main() -> None:
     data.add_argument("--repeats", type=int, default=5)
     data.add_argument("--json", type=Path, help="file for the figures")
     data.add_argument("--arm", help=argparse.SUPPRESS)  # this process is one arm
+    checkpoints = parts.add_parser("checkpoints", help="what checkpoints cost")
+    checkpoints.add_argument("--repeats", type=int, default=5)
+    checkpoints.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    if args.arm:
+    if args.part == "checkpoints":
+        figures = benchmark_checkpoints(args.repeats)
+    elif args.arm:
         print(json.dumps(ARMS[args.arm](args.data[0], args.tokenizer)))
         return
-    figures = benchmark_data(args)
+    else:
+        figures = benchmark_data(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 TOP = Path(__file__).resolve().parent.parent
 STEPS = 40
@@ -242,7 +243,7 @@ class Chaos:
         """A row for each fault."""
         table = Table("fault", "tried", "survived", "bits lost", "said")
         for name, result in self.results.items():
-            table.add_row(name, *(str(cell) for cell in _cells(result)))
+            table.add_row(name, *map(Text, _cells(result)))
         return table
 
     def page(self, options: str) -> str:
@@ -253,9 +254,12 @@ class Chaos:
         head = "| fault | tried | survived | bits lost | said |\n|---|---|---|---|---|"
         explained = (__doc__ or "").split("\n\n")[2].replace("\n", " ")
         command = f"    python scripts/chaos.py {options}".rstrip()
+        setting = f"{datetime.date.today()}, {machine()}; an undisturbed run takes {self.seconds:.1f} s."
         return (
-            f"# Faults, and what became of the runs\n\n{explained}\n\n{command}\n\n{datetime.date.today()}, {machine()}; "
-            f"an undisturbed run takes {self.seconds:.1f} s.\n\n{head}\n" + "\n".join(rows) + "\n"
+            "\n\n".join(
+                ["# Faults, and what became of the runs", explained, command, setting, "\n".join([head, *rows])]
+            )
+            + "\n"
         )
 
 

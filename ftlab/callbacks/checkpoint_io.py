@@ -20,8 +20,9 @@ class WholeCheckpointIO(CheckpointIO):
 
     Args:
         files: Where they go.
-        asynchronous: Copy the tensors to the CPU and write them in a thread; `wait` says when it is done. Lightning's
-            own AsyncCheckpointIO copies them where they are, on the GPU.
+        asynchronous: Copy the tensors to the CPU and write them in a thread; `wait` says when it is done. The copy's
+            memory is kept for the next one: to get it anew takes longer than to copy. Lightning's own
+            AsyncCheckpointIO copies tensors where they are, on the GPU.
     """
 
     def __init__(self, files: CheckpointFiles, asynchronous: bool = False) -> None:
@@ -30,6 +31,7 @@ class WholeCheckpointIO(CheckpointIO):
         """Of which steps the best checkpoints are kept, the best first: `best.ckpt` names that."""
         self._thread = ThreadPoolExecutor(1, "checkpoints") if asynchronous else None
         self._writing: Future[None] | None = None
+        self._buffers: list[Tensor] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes `checkpoint`, and has `path`, `last.ckpt` or `best.ckpt`, name it.
@@ -43,8 +45,19 @@ class WholeCheckpointIO(CheckpointIO):
         if self._thread is None:
             self._write(checkpoint, Path(path), best)
         else:
-            copied = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
-            self._writing = self._thread.submit(self._write, copied, Path(path), best)
+            self._writing = self._thread.submit(self._write, self._copied(checkpoint), Path(path), best)
+
+    def _copied(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        before, self._buffers = iter(self._buffers), []
+
+        def copy(tensor: Tensor) -> Tensor:
+            buffer = next(before, None)
+            if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+                buffer = torch.empty_like(tensor, device="cpu", requires_grad=False)
+            self._buffers.append(buffer)
+            return buffer.copy_(tensor.detach())
+
+        return apply_to_collection(checkpoint, Tensor, copy)
 
     def _write(self, checkpoint: dict[str, Any], link: Path, best: tuple[int, ...]) -> None:
         try:
