@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user asked for cannot be done: one sentence that says what is wrong, where, and what to do.
@@ -13,6 +15,14 @@ class Preempted(Exception):  # noqa: N818  (nothing went wrong)
 
     EXIT_CODE = 75
     """EX_TEMPFAIL of sysexits.h: a batch script that sees it puts the job back into the queue."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, on whatever device: torch says so in errors of several classes."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|_ALLOC_FAILED", re.IGNORECASE)
 
 
 def one_line(error: Exception) -> str:

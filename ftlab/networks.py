@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, out_of_memory
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -210,6 +210,8 @@ class Network:
                 self.path, revision=self.revision, trust_remote_code=self.trust_remote_code, **options
             )
         except (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError) as error:
+            if out_of_memory(error):
+                raise
             if "trust_remote_code" in str(error) and not self.trust_remote_code:
                 raise UserError(
                     f"network.path: {self.path} comes with code of its own: read it, and have it run "

@@ -1,6 +1,7 @@
 """What runs beside the training: checkpoints, the saved model, throughput and memory, checks of the base."""
 
 from ftlab.callbacks.checkpoints import Checkpoints
+from ftlab.callbacks.companions import Companions
 from ftlab.callbacks.frozen_base import FrozenBase
 from ftlab.callbacks.metrics_csv import MetricsCSV
 from ftlab.callbacks.model_writer import ModelWriter
@@ -8,9 +9,11 @@ from ftlab.callbacks.neftune import NEFTune
 from ftlab.callbacks.nonfinite_steps import NonfiniteSteps
 from ftlab.callbacks.preemption import Preemption
 from ftlab.callbacks.throughput import Throughput, peak_memory
+from ftlab.callbacks.whereabouts import Whereabouts
 
 __all__ = [
     "Checkpoints",
+    "Companions",
     "FrozenBase",
     "MetricsCSV",
     "ModelWriter",
@@ -18,5 +21,6 @@ __all__ = [
     "NonfiniteSteps",
     "Preemption",
     "Throughput",
+    "Whereabouts",
     "peak_memory",
 ]

@@ -36,7 +36,10 @@ class ModelWriter(pl.Callback):
         unfinished = self.run.model.with_name(".model")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        module.method.save(module.network, unfinished)
-        module.pretrained.tokenizer().save_pretrained(unfinished)
-        shutil.rmtree(self.run.model, ignore_errors=True)
-        unfinished.replace(self.run.model)
+        try:
+            module.method.save(module.network, unfinished)
+            module.pretrained.tokenizer().save_pretrained(unfinished)
+            shutil.rmtree(self.run.model, ignore_errors=True)
+            unfinished.replace(self.run.model)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)

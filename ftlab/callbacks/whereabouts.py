@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from ftlab.callbacks.checkpoints import is_fitting
+
 
 class Whereabouts(pl.Callback):
     """Notes what is being done, and on a batch of which shape."""
@@ -13,7 +15,7 @@ class Whereabouts(pl.Callback):
     def __init__(self) -> None:
         self.doing = ""
         """Such as "training, at step 12"; nothing before the first batch."""
-        self.shape: tuple[int, int] = (0, 0)
+        self.shape: tuple[int, int] | None = None
         """Rows and tokens of each of the batch under way."""
         self.generates = False
         """Whether answers are being generated."""
@@ -26,7 +28,7 @@ class Whereabouts(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any
     ) -> None:
-        after = f" after step {trainer.global_step}" if trainer.training or trainer.state.fn == "fit" else ""
+        after = f" after step {trainer.global_step}" if is_fitting(trainer) else ""
         self._note(f"validation{after}", batch)
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
@@ -34,6 +36,9 @@ class Whereabouts(pl.Callback):
 
     def on_predict_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, *_: Any) -> None:
         self._note("prediction", batch)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.doing, self.shape = "the saving of the model", None
 
     def _note(self, doing: str, batch: dict[str, Any]) -> None:
         self.generates = "labels" not in batch

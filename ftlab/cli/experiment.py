@@ -20,7 +20,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, ModelWriter, NonfiniteSteps, Preemption, Throughput
+from ftlab.callbacks import (
+    Checkpoints,
+    Companions,
+    FrozenBase,
+    MetricsCSV,
+    ModelWriter,
+    NonfiniteSteps,
+    Preemption,
+    Throughput,
+    Whereabouts,
+)
 from ftlab.cli import VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.plugins import with_methods
@@ -134,8 +144,18 @@ class Experiment(LightningCLI):
         self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoints)
         self.preemption = Preemption(self.checkpoints, self.config_init["run"])
         self.throughput = Throughput()
-        callbacks = [self.curves, NonfiniteSteps(self.run), self.throughput, FrozenBase(self.run), self.preemption]
-        callbacks += [self.checkpoints, ModelWriter(self.run)]
+        self.whereabouts = Whereabouts()
+        callbacks = [
+            self.whereabouts,
+            self.curves,
+            NonfiniteSteps(self.run),
+            self.throughput,
+            FrozenBase(self.run),
+            self.preemption,
+            self.checkpoints,
+            ModelWriter(self.run),
+            Companions(self.run),
+        ]
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]

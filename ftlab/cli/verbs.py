@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
+from ftlab.cli.breakdowns import breakdowns, situation_of
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.cli.provenance import facts, session
 from ftlab.errors import Preempted, UserError
@@ -22,7 +23,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
     verbs = {"fit": fit, "validate": validate, "test": test, "predict": predict}
     with trainer_refusals():
-        verbs[verb](Experiment(arguments, verb))
+        experiment = Experiment(arguments, verb)
+        with breakdowns(lambda: situation_of(experiment, verb)):
+            verbs[verb](experiment)
     return 0
 
 

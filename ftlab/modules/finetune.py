@@ -20,7 +20,7 @@ from ftlab.data.layout import FLASH
 from ftlab.data.records import Split
 from ftlab.data.streaming import streamed_steps
 from ftlab.data.training import limited
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError, one_line, out_of_memory
 from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.methods import Method
@@ -278,9 +278,9 @@ class FinetuneModule(pl.LightningModule):
         flat = self.pretrained.attention in FLASH  # as the collator lays packs
         try:
             isolated, why = attention_is_isolated(self.network, 1 if flat else 2), "see each other"
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # whatever a network raises on a batch that it was not made for
+            if out_of_memory(error):
+                raise
             isolated, why = False, f"cannot be read ({one_line(error)})"
         if not isolated:
             raise UserError(

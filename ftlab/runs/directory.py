@@ -117,8 +117,10 @@ class Run:
                     with suppress(OSError):  # others have runs there
                         self.directory.parent.rmdir()
                         self.directory.parent.parent.rmdir()
-                elif self._at_work and self.record().get("state") == "running":  # not one that was killed before
-                    self.end("failed")
+                else:
+                    with suppress(OSError):  # on a disk that is full there is something else to be told
+                        if self._at_work and self.record().get("state") == "running":  # not one killed before
+                            self.end("failed")
                 raise
 
     def _clean(self) -> None:

@@ -41,6 +41,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], name: Callable[[st
         temporary.replace(there)
         sync_directory(path.parent)
         return there
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a disk that is full does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

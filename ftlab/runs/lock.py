@@ -32,5 +32,6 @@ def locked(directory: Path) -> Iterator[None]:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that is read-only by now
+            owner.unlink(missing_ok=True)
         lock.release()

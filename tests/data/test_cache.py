@@ -1,5 +1,6 @@
 """Prepared data on disk: once, whole or not at all, whoever is killed on the way and whatever the disk does."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -242,7 +243,8 @@ class TestBuilt:
     def test_what_is_sealed_is_what_was_written(self, tmp_path: Path) -> None:
         place = built(tmp_path / "not" / "yet", "key", lambda directory: directory.joinpath("a").write_text("abc"))
         assert place == tmp_path / "not" / "yet" / "key"
-        assert json.loads((place / "sealed.json").read_text()) == {"a": 3}
+        digest = hashlib.blake2b(b"abc", digest_size=8).hexdigest()
+        assert json.loads((place / "sealed.json").read_text()) == {"a": [3, digest]}
 
     def test_a_user_error_passes_as_it_is(self, tmp_path: Path) -> None:
         def refuse(_: Path) -> None:

@@ -1,0 +1,210 @@
+"""Runs in processes of their own that something really breaks, and the same command given again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ftlab.networks import Network
+
+STEPS = 12
+PATIENCE = 60
+"""Seconds in which a run must have ended that something has broken."""
+
+METHOD = '''"""A method that breaks something, once: the file that BREAK names is there until then."""
+import os, shutil, time
+from pathlib import Path
+import torch
+from ftlab.methods import LoRA
+
+CALL, WHAT = int(os.environ.get("AT", 0)), os.environ.get("BREAK", "")
+
+
+class Faulty(LoRA):
+    calls = 0
+
+    def penalty(self, network):
+        self.calls += 1
+        time.sleep(float(os.environ.get("PAUSE", 0)))
+        if self.calls == CALL:
+            globals()[WHAT]()
+
+    def save(self, network, directory):
+        if WHAT == "fill_at_save":
+            fill()
+        super().save(network, directory)
+
+
+def allocate():
+    torch.empty(1 << 50)
+
+
+def fill():
+    with open(Path(os.environ["DISK"]) / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+'''
+
+
+@dataclass
+class Ended:
+    """How a command ended: its exit code, the last line that it said, and all."""
+
+    code: int
+    said: str
+    err: str
+
+
+@dataclass
+class Fit:
+    """Gives `ftlab fit` for a run of STEPS steps with a checkpoint at each."""
+
+    run: Path
+    options: list[str] = field(default_factory=list)
+
+    def command(self, *options: str) -> list[str]:
+        said = {"--run.name": self.run.name, "--run.root": str(self.run.parent.parent), "--model.method.dropout": "0.2"}
+        words = [word for pair in said.items() for word in pair]
+        return [sys.executable, "-m", "ftlab", "fit", "-c", "tiny.yaml", *words, *self.options, *options]
+
+    def begin(self, *options: str, **environment: object) -> subprocess.Popen[str]:
+        environ = os.environ | {name: str(value) for name, value in environment.items()}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(  # type: ignore[call-overload]
+            self.command(*options), text=True, env=environ, start_new_session=True, **pipes
+        )
+
+    def __call__(self, *options: str, **environment: object) -> Ended:
+        return _ended(self.begin(*options, **environment))
+
+    @property
+    def state(self) -> str:
+        return json.loads((self.run / "provenance.json").read_text())["state"]
+
+    @property
+    def results(self) -> dict[str, object]:
+        """What must not depend on what broke: the weights, and the curves but for times and memory."""
+        header, *rows = [line.split(",") for line in (self.run / "metrics.csv").read_text().splitlines()]
+        kept = [place for place, name in enumerate(header) if name not in ("tokens_per_second", "peak_memory")]
+        curves = [[row[place] for place in kept] for row in [header, *rows]]
+        return {"weights": (self.run / "model/adapter_model.safetensors").read_bytes(), "curves": curves}
+
+    def leftovers(self) -> list[str]:
+        """Files that were being written."""
+        return [str(path) for path in self.run.rglob(".*") if path.name not in (".lock", ".owner")]
+
+
+def _ended(process: subprocess.Popen[str]) -> Ended:
+    """Waits; a process that does not end is killed with all that it has started."""
+    try:
+        _, err = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert "Traceback" not in err, err
+    return Ended(process.returncode, (err.splitlines() or [""])[-1], err)
+
+
+def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until `what` holds, and no longer than the process lives."""
+    until = time.monotonic() + PATIENCE
+    while not what():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, data_path: str) -> Path:
+    """The working directory, with tiny.yaml and the method of `faulty.py`."""
+    monkeypatch.chdir(tmp_path)
+    experiment = {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "val_check_interval": 5,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+        "model": {
+            "method": {"class_path": "faulty.Faulty"},
+            "network": {"path": network.path},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
+            "decoding": {"max_new_tokens": 4},
+        },
+        "data": {"path": data_path, "batch_size": 4, "batching": "pad"},
+        "run": {"checkpoints": {"every_n_steps": 1}},
+    }
+    Path("tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    Path("faulty.py").write_text(METHOD)
+    return tmp_path
+
+
+@pytest.fixture
+def fit(workplace: Path) -> Fit:
+    return Fit(Path("runs/tiny/broken"))
+
+
+@pytest.fixture
+def undisturbed(workplace: Path) -> Callable[..., dict[str, object]]:
+    """The results of a run that nothing breaks."""
+
+    def make(*options: str) -> dict[str, object]:
+        whole = Fit(Path("runs/tiny/whole"))
+        assert whole(*options).code == 0
+        return whole.results
+
+    return make
+
+
+@dataclass
+class Disk:
+    """A small file system in memory."""
+
+    place: Path
+
+    def resize(self, size: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.place], check=True)
+
+    def read_only(self, yes: bool) -> None:
+        subprocess.run(["mount", "-o", f"remount,{'ro' if yes else 'rw'}", self.place], check=True)
+
+
+@pytest.fixture
+def disk(workplace: Path) -> Iterator[Disk]:
+    """A disk of 4 MB; skips where nothing may be mounted."""
+    place = workplace / "disk"
+    place.mkdir()
+    mounted = os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("nothing may be mounted here")
+    yield Disk(place)
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.fixture
+def ended() -> Callable[[subprocess.Popen[str]], Ended]:
+    return _ended
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    return _wait_for
