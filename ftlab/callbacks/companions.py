@@ -15,7 +15,7 @@ _FIRST = "FTLAB_FIRST_PROCESS"
 PERIOD = 0.5
 """Seconds between looks at the others."""
 GRACE = 3.0
-"""Seconds in which a process whose companion has ended may end by itself: Lightning kills the first after 5."""
+"""Seconds in which a process whose companion has ended may end by itself, with what it has to say."""
 
 
 class Companions(pl.Callback):
@@ -38,6 +38,9 @@ class Companions(pl.Callback):
         started: list[Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
         if not started and (trainer.local_rank == 0 or os.environ.get(_FIRST) != str(os.getppid())):
             return
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":  # Lightning's: it would kill this process without a word
+                thread._child_processes = []  # type: ignore[attr-defined]
         self._over.clear()
         threading.Thread(target=self._watch, args=(started, os.getppid()), name="companions", daemon=True).start()
 

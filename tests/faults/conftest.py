@@ -35,14 +35,27 @@ class Faulty(LoRA):
 
     def penalty(self, network):
         self.calls += 1
+        Path(f"busy-{os.environ.get('LOCAL_RANK', 0)}").touch()
         time.sleep(float(os.environ.get("PAUSE", 0)))
         if self.calls == CALL:
             globals()[WHAT]()
+
+    def adapt(self, network, batches=None):
+        adapted = super().adapt(network, batches)
+        if "POISON" in os.environ:
+            adapted.register_forward_hook(poison, with_kwargs=True)
+        return adapted
 
     def save(self, network, directory):
         if WHAT == "fill_at_save":
             fill()
         super().save(network, directory)
+
+
+def poison(network, args, inputs, output):
+    if network.training and (inputs["input_ids"] == int(os.environ["POISON"])).any():
+        output.logits = output.logits * float("nan")
+    return output
 
 
 def allocate():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ def test_a_data_worker(fit: Any, wait_for: Any, ended: Any, undisturbed: Any) ->
     assert fit.results == undisturbed()
 
 
+BUSY = [Path("busy-0"), Path("busy-1")]  # each there once its process is training
 TWO = ["--trainer.devices", "2", "--data.batch_size", "2"]
 
 
@@ -48,13 +51,13 @@ def test_a_rank(victim: str, pause: int, fit: Any, wait_for: Any, ended: Any, un
     """Of two that wait for each other, or are busy for minutes: then nothing but a watch tells that one is gone."""
     if pause == 300:
         assert fit(*TWO, AT=4, BREAK="allocate").code == 1  # in both
+        for file in BUSY:
+            file.unlink()
     process = fit.begin(*TWO, PAUSE=pause)
-    if pause == 300:
-        wait_for(lambda: fit.state == "running", process)
-        time.sleep(3)
-    else:
-        wait_for(lambda: (fit.run / "checkpoints/last.ckpt").is_file(), process)
-    wait_for(lambda: children(process.pid), process)
+    for file in BUSY:
+        wait_for(file.exists, process)
+    if pause == 1:
+        wait_for((fit.run / "checkpoints/last.ckpt").is_file, process)
     second = children(process.pid)[0]
     os.kill(process.pid if victim == "first" else second, signal.SIGKILL)
     killed = time.monotonic()
@@ -68,3 +71,24 @@ def test_a_rank(victim: str, pause: int, fit: Any, wait_for: Any, ended: Any, un
     assert fit.state == ("failed" if victim == "second" else "running")
     assert fit(*TWO).code == 0
     assert fit.results == undisturbed(*TWO)
+
+
+@pytest.mark.resume
+def test_two_leave_out_the_steps_that_one_leaves_out(fit: Any, make_data: Any) -> None:
+    """The record that spoils a step is on one device; both know of it, and none waits for the other."""
+    rows = make_data(template="auto").rows("train")
+    holders = Counter(token for row in rows for token in set(row.input_ids.tolist()))
+    row, token = next((row, token) for row in rows for token in row.input_ids.tolist() if holders[token] == 1)
+    found = []
+    for name, options in {"one": [], "two": TWO}.items():
+        fit.run = fit.run.with_name(name)
+        done = fit("--model.skip_nonfinite", "3", *options, POISON=token)
+        assert done.code == 0, done.err
+        found.append([json.loads(line) for line in (fit.run / "nonfinite.jsonl").read_text().splitlines()])
+    one, two = found
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    assert len(one) == 3
+    for whole, part in zip(one, two, strict=True):
+        assert row.source in part["records"]
+        assert set(part["records"]) < set(whole["records"])  # of one device's micro-batch
+    assert fit("--run.name", "refused", "--model.skip_nonfinite", "2", *TWO, POISON=token).code == 1
