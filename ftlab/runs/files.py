@@ -42,7 +42,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], name: Callable[[st
         sync_directory(path.parent)
         return there
     except OSError as error:
-        error.filename = error.filename or str(path)  # a disk that is full does not say where
+        if error.errno and not error.filename:  # a disk that is full does not say where
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
