@@ -9,7 +9,7 @@ import peft
 import pytest
 
 from ftlab.errors import UserError
-from ftlab.methods.saved_config import order_sets, read_config
+from ftlab.methods.saved_config import order_config, read_config
 from ftlab.methods.xlora import XLoRA
 
 LAYERS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -30,7 +30,7 @@ def test_sets_are_written_in_one_order(saved: Path) -> None:
     config = peft.LoraConfig(target_modules=LAYERS, layers_to_transform=[3, 1])
     config.save_pretrained(str(saved))
     change(saved, target_modules=random.Random(0).sample(LAYERS, len(LAYERS)))
-    order_sets(config, saved)
+    order_config(saved, config)
     said = json.loads((saved / "adapter_config.json").read_text())
     assert said["target_modules"] == LAYERS
     assert said["layers_to_transform"] == [3, 1]
