@@ -27,8 +27,9 @@ methods: $(INSTALLED)  ## train many methods alike and compare them; on E2E, too
 chaos: $(INSTALLED)  ## kill, tear and starve runs, and compare what they come to: docs/results/chaos.md
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/chaos.py --output docs/results/chaos.md
 
-test: check  ## check, then the default tests
-	$(PYTEST)
+# One thread each: two workers with two threads stand in each other's way.
+test: check  ## check, then the default tests, on up to four cores
+	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist loadfile
 
 test-%: $(INSTALLED)  ## the tests of one marker: test-resume, test-slurm, test-slow, test-gpu
 	$(PYTEST) -m $* || [ $$? -eq 5 ]  # 5: there are none

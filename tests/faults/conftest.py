@@ -142,7 +142,7 @@ def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> Non
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, data_path: str) -> Path:
-    """The working directory, with tiny.yaml and the method of `faulty.py`."""
+    """The working directory, with tiny.yaml and the method of `breaking.py`."""
     monkeypatch.chdir(tmp_path)
     experiment = {
         "trainer": {
@@ -156,7 +156,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network,
             "enable_model_summary": False,
         },
         "model": {
-            "method": {"class_path": "faulty.Faulty"},
+            "method": {"class_path": "breaking.Faulty"},
             "network": {"path": network.path},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
             "decoding": {"max_new_tokens": 4},
@@ -165,7 +165,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network,
         "run": {"checkpoints": {"every_n_steps": 1}},
     }
     Path("tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
-    Path("faulty.py").write_text(METHOD)
+    Path("breaking.py").write_text(METHOD)
     return tmp_path
 
 
