@@ -10,7 +10,7 @@ class UserError(Exception):
     """
 
 
-class Preempted(Exception):  # noqa: N818  (nothing went wrong)
+class Preempted(BaseException):
     """Training was stopped by a signal, in good order: the same command goes on. The command line exits with 75."""
 
     EXIT_CODE = 75

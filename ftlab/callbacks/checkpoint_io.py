@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ class WholeCheckpointIO(CheckpointIO):
         self.files = files
         self.best_steps: list[int] = []
         """Of which steps the best checkpoints are kept, the best first: `best.ckpt` names that."""
+        self._best_of_last: deque[tuple[int, ...]] = deque(maxlen=2)  # as the last two checkpoints say
         self._thread = ThreadPoolExecutor(1, "checkpoints") if asynchronous else None
         self._writing: Future[None] | None = None
         self._buffers: list[Tensor] = []
@@ -64,7 +67,9 @@ class WholeCheckpointIO(CheckpointIO):
             step = checkpoint["global_step"]
             named = link != self.files.best or step == best[0]
             self.files.write(link.stem, step, lambda file: torch.save(checkpoint, file), named)
-            self.files.keep(best)
+            if link == self.files.last:
+                self._best_of_last.append(best)
+            self.files.keep({*best, *chain.from_iterable(self._best_of_last)})
         except (OSError, RuntimeError) as error:  # torch says as a RuntimeError what a writer raised
             raise UserError(
                 f"the checkpoint of step {checkpoint['global_step']} could not be written into {self.files.directory} "
@@ -78,6 +83,11 @@ class WholeCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """`CheckpointFiles.keep` removes them."""
+
+    def go_on(self, step: int) -> None:
+        """Forgets the best checkpoints that training after `step` has not seen, and has `best.ckpt` name the best."""
+        self.files.go_on(step, self.best_steps)
+        self._best_of_last = deque([tuple(self.best_steps)] * 2, maxlen=2)
 
     def wait(self) -> None:
         """Until what was begun is on the disk.

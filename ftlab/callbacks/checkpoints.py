@@ -57,6 +57,8 @@ class Checkpoints(Checkpoint):
         # or a resumed run saves again in the middle of its first step
         self._saved_step = self._stepped = trainer.global_step
         self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            self._io.go_on(trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         minutes = self.options.every_n_minutes

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ftlab.errors import UserError, one_line
 from ftlab.runs import Run, write_atomically
 
 
@@ -27,9 +28,6 @@ class MetricsCSV(Logger, pl.Callback):
         self.every = every
         self._rows: dict[int, dict[str, Any]] = {}
         self._unwritten = 0
-        if run.metrics.is_file():
-            with run.metrics.open(newline="") as file:
-                self._rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
 
     @property
     def name(self) -> str:
@@ -46,8 +44,22 @@ class MetricsCSV(Logger, pl.Callback):
         self.start_from(trainer.global_step)
 
     def start_from(self, step: int) -> None:
-        """Forgets what an interrupted run logged after the checkpoint at `step`."""
-        self._rows = {s: row for s, row in self._rows.items() if s <= step}
+        """Takes up the rows that are there, but what an interrupted run logged after the checkpoint at `step`.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        if not self.run.metrics.is_file():
+            return
+        try:
+            with self.run.metrics.open(newline="", encoding="utf-8") as file:
+                there = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
+            raise UserError(
+                f"{self.run.metrics} is damaged ({type(error).__name__}: {one_line(error)}): mend it, or delete it and "
+                "lose the curves so far"
+            ) from error
+        self._rows = {s: row for s, row in there.items() if s <= step} | self._rows
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -42,6 +42,8 @@ class Preemption(pl.Callback):
         self._phase: Literal["before", "training", "after"] = "before"
         self._asked: set[Any] = set()  # the module's
         self._agreed = False
+        self._step = 0
+        self._between_steps = True
         self._timer: threading.Timer | None = None
         self._pid = 0
         self._before: dict[signal.Signals, Any] = {}
@@ -80,11 +82,14 @@ class Preemption(pl.Callback):
         if self._phase == "before":
             raise Preempted(self._said("before training began: the same command starts it"))
         if self._phase == "training":
-            self._asked.add("stop")
-            if self.options.grace_seconds is not None:
-                self._timer = threading.Timer(max(0.0, self.options.grace_seconds - SLACK), self._too_late)
-                self._timer.daemon = True
-                self._timer.start()
+            self._ask()
+
+    def _ask(self) -> None:
+        self._asked.add("stop")
+        if self.options.grace_seconds is not None:
+            self._timer = threading.Timer(max(0.0, self.options.grace_seconds - SLACK), self._too_late)
+            self._timer.daemon = True
+            self._timer.start()
 
     def _said(self, what: str) -> str:
         return f"stopped{f' by {self.signal.name}' if self.signal else ''} {what}"
@@ -102,7 +107,9 @@ class Preemption(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FinetuneModule)
-        self._asked, self._phase = pl_module.asked, "training"
+        self._asked, self._phase, self._step = pl_module.asked, "training", trainer.global_step
+        if self.signal is not None:  # and some library has swallowed it
+            self._ask()
         if self._before:
             self._listen()  # Lightning has put its own handlers there
 
@@ -116,17 +123,28 @@ class Preemption(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, FinetuneModule)
         self._agreed = "stop" in pl_module.agreed
+        self._between_steps, self._step = trainer.global_step != self._step, trainer.global_step
         if self._agreed and not validation_is_due(trainer):
             self._stop(trainer)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._agreed and is_fitting(trainer):
+        if self._agreed and self._may_be_broken_off(trainer):
             self._stop(trainer)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         alone = trainer.world_size == 1  # others would wait for this one when the validation is over
-        if self._phase == "training" and self.signal is not None and alone and is_fitting(trainer):
+        if self.signal is not None and alone and self._may_be_broken_off(trainer):
             self._stop(trainer)
+
+    def _may_be_broken_off(self, trainer: pl.Trainer) -> bool:
+        """Not within an accumulation window, whose gradients are in no checkpoint; nor at the end: training that goes
+        on after its last step validates no more."""
+        return (
+            self._phase == "training"
+            and is_fitting(trainer)
+            and self._between_steps
+            and trainer.global_step != trainer.max_steps
+        )
 
     def _stop(self, trainer: pl.Trainer) -> None:
         self.checkpoints.save_last(trainer)

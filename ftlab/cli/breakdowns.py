@@ -22,7 +22,9 @@ _ASKED = re.compile(r"(?:tried to|unable to) allocate ([\d.]+) ?([KMGTPE]iB|byte
 _WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 _PEER = re.compile(r"gloo|nccl|connection (?:closed|reset)|socket|TCPStore|broken pipe", re.IGNORECASE)
 _OS_ERROR = re.compile(r"os error (\d+)")  # as libraries in Rust say it
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
+
+_LOST = (dist.DistNetworkError, dist.DistStoreError) if dist.is_available() else ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,9 @@ def _told(error: Exception, situation: Callable[[], Situation]) -> UserError | N
             f"{getattr(error, 'filename', None) or 'a file'} cannot be written ({os.strerror(number)}) in "
             f"{situation().doing}: make room or mend the disk; {situation().next}"
         )
-    if isinstance(error, RuntimeError) and dist.is_available() and dist.is_initialized() and _PEER.search(str(error)):
+    if isinstance(error, _LOST) or (
+        isinstance(error, RuntimeError) and dist.is_available() and dist.is_initialized() and _PEER.search(str(error))
+    ):
         return UserError(
             f"another process of this run has ended, or cannot be reached, in {situation().doing}: see what it said; "
             f"{situation().next}"

@@ -73,10 +73,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--exit_code",
         "--exit-code",
-        type=bool,
-        nargs="?",
-        const=True,
-        default=False,
+        action="store_true",
         help="return 1 where they differ (default: 0)",
     )
     options = parse(parser, arguments)

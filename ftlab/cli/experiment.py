@@ -196,6 +196,8 @@ class Experiment(LightningCLI):
         whole, damaged = self.run.checkpoints.to_go_on_from()
         for path in damaged:
             print(f"ftlab: {path} is damaged, and the one before is taken", file=sys.stderr)
+        if self.trainer.is_global_zero:
+            self.run.checkpoints.set_aside(damaged)
         return str(whole) if whole else None
 
     def open_saved(self, directory: Path, device: torch.device | str = "cpu") -> nn.Module:

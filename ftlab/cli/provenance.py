@@ -38,7 +38,12 @@ def facts(experiment: Experiment) -> dict[str, Any]:
             "tokenizer": fingerprints.pop("tokenizer"),
             "data": fingerprints,
         },
-        "seeds": {"seed_everything": config.seed_everything, "model": config.model.seed, "data": config.data.seed},
+        "seeds": {
+            "seed_everything": config.seed_everything,
+            "model": config.model.seed,
+            "dropout": config.model.dropout_seed,
+            "data": config.data.seed,
+        },
     }
 
 

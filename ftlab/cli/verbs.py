@@ -37,6 +37,7 @@ def fit(experiment: Experiment) -> None:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
     module.forced = experiment.config.run.resume == "force"
     config, owner = experiment.resolved(), trainer.is_global_zero
+    config["run"]["resume"] = "exact"  # or what was forced once would be for ever
     with experiment.preemption, run.claimed(config, owner, module.forced):
         if run.finished:
             _say(f"{run.directory} has finished; another --run.name repeats it")

@@ -325,9 +325,10 @@ class FinetuneData(LightningDataModule):
         """
         return self.training.batches_per_epoch(world_size)
 
-    def handed_over(self, state: dict[str, Any], batches: int) -> tuple[dict[str, Any], int]:
+    def handed_over(self, state: dict[str, Any], steps: int, over: bool) -> tuple[dict[str, Any], int]:
         """Where training goes on that began with other batches, data or devices (see Training.handed_over)."""
-        return self.training.handed_over(state, self._rank_and_world()[1], batches)
+        assert self.trainer
+        return self.training.handed_over(state, self._rank_and_world()[1], self.trainer, steps, over)
 
     def identity(self) -> dict[str, Any]:
         """All that training's batches depend on: what a resume must find unchanged."""

@@ -72,7 +72,9 @@ def same_records(state: dict[str, Any], sampler: TrainingBatchSampler) -> bool:
     return all(state.get(name) == ours[name] for name in ("records", "data"))
 
 
-def handed_over(state: dict[str, Any], sampler: TrainingBatchSampler) -> tuple[dict[str, Any], int]:
+def handed_over(
+    state: dict[str, Any], sampler: TrainingBatchSampler, taken: int, over: bool = False
+) -> tuple[dict[str, Any], int]:
     """The state from which the sampler's loader goes on, and how many of its batches count as done in that epoch.
 
     Of other records the epoch under way begins anew.
@@ -80,14 +82,19 @@ def handed_over(state: dict[str, Any], sampler: TrainingBatchSampler) -> tuple[d
     Args:
         state: Of a loader with another seed, global batch or layout, or over other records.
         sampler: Goes on.
+        taken: Batches that training takes of an epoch.
+        over: Whether the epoch under way had come to its end.
     """
     epoch = state["epoch"]
+    following = Place(epoch + 1).state() | sampler.identity(), taken
+    if over:
+        return following
     if not same_records(state, sampler):
         return Place(epoch).state() | sampler.identity(), 0
     remaining = len(sampler.over(left(state, sampler)))
-    if not remaining:
-        return Place(epoch + 1).state() | sampler.identity(), len(sampler)
     done = max(0, len(sampler) - remaining)
+    if not remaining or done >= taken:
+        return following
     return Place(epoch, done, state, done).state() | sampler.identity(), done
 
 

@@ -51,13 +51,17 @@ class Training(Protocol):
     def identity(self, rank: int, world_size: int) -> dict[str, Any]:
         """All that the batches depend on: what a resume must find unchanged."""
 
-    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+    def handed_over(
+        self, state: dict[str, Any], world_size: int, trainer: pl.Trainer, steps: int, over: bool
+    ) -> tuple[dict[str, Any], int]:
         """Where training goes on that began with other batches, data or devices.
 
         Args:
             state: Of the loader that was interrupted.
             world_size: Processes that go on.
-            batches: How many batches of each would have brought training where it is.
+            trainer: Says how much of an epoch is taken.
+            steps: Optimiser steps that are done.
+            over: Whether the epoch under way had come to its end.
 
         Returns:
             The state for the loaders that go on, and how many of their batches count as done in the epoch under way.
@@ -123,12 +127,14 @@ class RowTraining:
         taken = limited(len(sampler), trainer) if trainer else None
         return RowLoader(self.rows, sampler, self._collator, workers, taken)
 
-    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+    def handed_over(
+        self, state: dict[str, Any], world_size: int, trainer: pl.Trainer, steps: int, over: bool
+    ) -> tuple[dict[str, Any], int]:
         """What is left of the epoch, laid out anew where it has to be."""
         sampler = self._sampler(0, world_size)
         if sampler.identity().items() <= state.items():
             return state, state["batches"]
-        return handed_over(state, sampler)
+        return handed_over(state, sampler, limited(len(sampler), trainer), over)
 
     def identity(self, rank: int, world_size: int) -> dict[str, Any]:
         """The sampler's, the data's fingerprint in it."""
@@ -207,8 +213,11 @@ class StreamTraining:
         """The loader's."""
         return self._loader(rank, world_size).identity()
 
-    def handed_over(self, state: dict[str, Any], world_size: int, batches: int) -> tuple[dict[str, Any], int]:
+    def handed_over(
+        self, state: dict[str, Any], world_size: int, trainer: pl.Trainer, steps: int, over: bool
+    ) -> tuple[dict[str, Any], int]:
         """The row after the last one that was taken, if the stream is the same."""
+        batches = steps * trainer.accumulate_grad_batches
         return self._loader(0, world_size).handed_over(state, batches), batches
 
     def batches(self) -> Iterator[Batch]:

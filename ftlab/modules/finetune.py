@@ -112,6 +112,7 @@ class FinetuneModule(pl.LightningModule):
         self._rate = 0.0
         self._random_state: dict[str, Tensor] = {}
         self._optimizer_asked: dict[str, Any] = {}
+        self._steps_apart = 0  # more steps than the epochs alone tell, where some were begun with other batches
         self._checkpoint: dict[str, Any] | None = None  # the one to go on from, until it is restored
 
     @property
@@ -227,6 +228,7 @@ class FinetuneModule(pl.LightningModule):
         steps = self.trainer.max_steps
         if self.trainer.max_epochs not in (None, -1):
             of_epochs = math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs
+            of_epochs += self._steps_apart
             steps = of_epochs if steps == -1 else min(steps, of_epochs)
         if steps == -1:
             raise UserError("trainer: give max_steps or max_epochs, so that the schedule knows where training ends")
@@ -464,6 +466,7 @@ class FinetuneModule(pl.LightningModule):
             "batches": self.data.identity(),
             "method": self.method.state(self.network),
             "optimizer": self._optimizer_asked,
+            "steps_apart": self._steps_apart,
             "left_out": self.soundness.state(),
         }
         checkpoint["by_rank"] = gathered(
@@ -481,8 +484,9 @@ class FinetuneModule(pl.LightningModule):
             raise UserError(f"the checkpoint belongs to {theirs}, this run is {ours}: start another run (--run.name)")
         if self.trainer.state.fn == TrainerFn.FITTING:
             self._checkpoint = checkpoint
+            self._steps_apart = checkpoint["ftlab"]["steps_apart"]
             if self.forced:
-                hand_over_loops(checkpoint, self.data, self.trainer)
+                self._hand_over(checkpoint)
             else:
                 refuse_other_batches(checkpoint["ftlab"]["batches"], self.data.identity())
         refuse_other_tensors(checkpoint["state_dict"], self.state_dict(), self.trained_names())
@@ -493,6 +497,17 @@ class FinetuneModule(pl.LightningModule):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]
             self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
+
+    def _hand_over(self, checkpoint: dict[str, Any]) -> None:
+        streams = self.data.streaming
+        per_epoch = (
+            None if streams else limited(self.data.train_batches_per_epoch(self._data_parallel_size), self.trainer)
+        )
+        self._steps_apart = 0
+        whole = hand_over_loops(checkpoint, self.data, self.trainer, per_epoch)
+        if whole is not None and per_epoch is not None:
+            epochs = self.trainer.max_epochs or 0
+            self._steps_apart = whole - math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * epochs
 
     def _belongs_to(self) -> dict[str, str]:
         return {

@@ -119,14 +119,29 @@ def follow_schedule(optimizer: Optimizer, scheduler: Any) -> None:
             group["lr"] = base * factor(scheduler.last_epoch)
 
 
-def hand_over_loops(checkpoint: dict[str, Any], data: FinetuneData, trainer: pl.Trainer) -> None:
-    """Has the loops of a checkpoint stand where this training's batches go on (see `ftlab.data.remainder`)."""
+def hand_over_loops(
+    checkpoint: dict[str, Any], data: FinetuneData, trainer: pl.Trainer, per_epoch: int | None
+) -> int | None:
+    """Has the loops of a checkpoint stand where this training's batches go on (see `ftlab.data.remainder`).
+
+    Args:
+        checkpoint: Is changed.
+        data: Whose batches go on.
+        trainer: Goes on.
+        per_epoch: Batches of an epoch; None of a stream.
+
+    Returns:
+        Optimiser steps of the whole training, where its epochs say when it ends.
+    """
     loops = checkpoint["loops"]["fit_loop"]
     before = loops["state_dict"]["combined_loader"][0]
-    steps = checkpoint["global_step"] * trainer.accumulate_grad_batches
-    state, done = data.handed_over(before, steps)
-    loops["state_dict"]["combined_loader"] = [state]
     progress = loops["epoch_loop.batch_progress"]
+    state, done = data.handed_over(before, checkpoint["global_step"], progress["is_last_batch"])
+    loops["state_dict"]["combined_loader"] = [state]
     moved = done - progress["current"]["ready"]
     progress["current"] = {name: count + moved for name, count in progress["current"].items()}
     progress["is_last_batch"] = state["epoch"] > before["epoch"]
+    if per_epoch is None or trainer.max_epochs in (None, -1):
+        return None
+    windows = [per_epoch - done, *[per_epoch] * (trainer.max_epochs - before["epoch"] - 1)]
+    return int(checkpoint["global_step"]) + sum(-(-batches // trainer.accumulate_grad_batches) for batches in windows)

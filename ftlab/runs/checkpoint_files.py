@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -61,6 +61,23 @@ class CheckpointFiles:
             assert match
             if path not in wanted and not (match["kind"] == "best" and int(match["step"]) in best):
                 path.unlink(missing_ok=True)
+
+    def go_on(self, step: int, best: Sequence[int]) -> None:
+        """Removes the best checkpoints of steps after `step`, from which training goes on, and has `best.ckpt` name the
+        first of `best` that is there."""
+        found = {step_of(path): path for path in self._files() if path.name.startswith("best-")}
+        for later in [path for number, path in found.items() if number > step]:
+            later.unlink(missing_ok=True)
+        there = [found[number] for number in best if number in found and number <= step]
+        if there:
+            self._point(self.best, there[0])
+        else:
+            self.best.unlink(missing_ok=True)
+
+    def set_aside(self, damaged: Iterable[Path]) -> None:
+        """Has damaged checkpoints no longer count, under names that begin with damaged."""
+        for path in damaged:
+            path.rename(path.with_name(f"damaged-{path.name}"))
 
     def to_go_on_from(self) -> tuple[Path | None, list[Path]]:
         """The newest whole checkpoint of training, None where there is none; and the newer ones that are damaged.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.runs.checkpoint_files import CheckpointFiles
 from ftlab.runs.files import digest, files_under, read_json, write_atomically
 from ftlab.runs.identity import differences, identity
@@ -149,7 +149,21 @@ class Run:
 
     def differences(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Keys in which `config` is another run than this one, each with the value there and here."""
-        return differences(identity(yaml.safe_load(self.config.read_text(encoding="utf-8"))), identity(config))
+        return differences(identity(self.configuration()), identity(config))
+
+    def configuration(self) -> dict[str, Any]:
+        """What config.yaml says.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        try:
+            said = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.config} is damaged ({one_line(error)}): put it back as it was") from error
+        if not isinstance(said, dict):
+            raise UserError(f"{self.config} is damaged (it holds no configuration): put it back as it was")
+        return said
 
     def model_digests(self) -> dict[str, str]:
         """The digest of every file under `model/`, by its path from there."""

@@ -4,7 +4,10 @@ import csv
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from ftlab.callbacks import MetricsCSV
+from ftlab.errors import UserError
 from ftlab.methods import LoRA
 from ftlab.runs import Run
 
@@ -73,3 +76,10 @@ def test_in_training(run: Run, make_module: Callable, make_data: Callable, make_
     assert [row["step"] for row in written] == [str(step) for step in range(1, 9)]
     assert [row["step"] for row in written if row["val_loss"]] == ["4", "8"]
     assert all(row["train_loss"] and row["lr"] and row["grad_norm"] for row in written)
+
+
+def test_a_damaged_file_is_refused(run: Run) -> None:
+    run.directory.mkdir(parents=True)
+    run.metrics.write_bytes(b"\x00\xff nothing")
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged"):
+        MetricsCSV(run).start_from(3)

@@ -170,7 +170,7 @@ def ranks_after(make: Make, world: int, state: dict[str, Any], lengths: list[int
     """The loaders of all ranks that take over from `state`."""
     for rank in range(world):
         resumed = loader(make(lengths, batch_size, seed=3, rank=rank, world_size=world))
-        resumed.load_state_dict(json.loads(json.dumps(handed_over(state, resumed.sampler)[0])))
+        resumed.load_state_dict(json.loads(json.dumps(handed_over(state, resumed.sampler, len(resumed))[0])))
         yield resumed
 
 
@@ -226,13 +226,13 @@ def test_batches_that_count_as_done_are_those_that_the_rest_does_not_need() -> N
     _, state = stopped(loader(shuffled(FIXED, 4, seed=3)), 0, 5)  # 40 of 60 rows are left
     for batch_size, total, rest in [(3, 20, 14), (10, 6, 4), (40, 2, 1)]:
         sampler = shuffled(FIXED, batch_size, seed=3)
-        assert (len(sampler), handed_over(state, sampler)[1]) == (total, total - rest)
+        assert (len(sampler), handed_over(state, sampler, len(sampler))[1]) == (total, total - rest)
 
 
 def test_other_records_begin_the_epoch_anew() -> None:
     _, state = stopped(loader(shuffled(FIXED, 4, seed=3)), 2, 5)
     sampler = shuffled(FIXED, 4, seed=3, data="other")
-    there, done = handed_over(state, sampler)
+    there, done = handed_over(state, sampler, len(sampler))
     resumed = loader(sampler)
     resumed.load_state_dict(there)
     assert done == 0
@@ -241,7 +241,7 @@ def test_other_records_begin_the_epoch_anew() -> None:
 
 def test_an_epoch_of_which_nothing_is_left_is_over() -> None:
     _, state = stopped(loader(shuffled(FIXED, 4, seed=3)), 2, 1000)
-    there, done = handed_over(state, bucket(FIXED, 7, seed=3))
+    there, done = handed_over(state, bucket(FIXED, 7, seed=3), 9)
     assert (there["epoch"], there["batches"], done) == (3, 0, 9)
 
 

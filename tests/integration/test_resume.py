@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -42,6 +43,13 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "every epoch": {"max_epochs": 3, "accumulate_grad_batches": 3},
     "within epochs": {"max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 4},
     # epochs end after 8 and 16 steps, without a validation
+    "to a last validation": {
+        "max_steps": 12,
+        "max_epochs": -1,
+        "val_check_interval": 6,
+        "check_val_every_n_epoch": None,
+    },
+    "validated within windows": {"max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 3},
     # epochs end before the loader does
     "limited": {"max_epochs": 3, "limit_train_batches": 5},
     "by steps": {"max_epochs": -1, "max_steps": 19, "val_check_interval": 6, "check_val_every_n_epoch": None},
@@ -120,6 +128,7 @@ class Bench:
             "optimizer": trainer.optimizers[0].state_dict()["state"],
             "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict()["last_epoch"],
             "best": checkpoints.best,
+            "best weights": torch.load(run.best)["state_dict"] if run.best.exists() else None,
             "curves": run.metrics.read_text(),
         }
 
@@ -224,5 +233,33 @@ def test_when_checkpoints_are_written_changes_nothing(options: dict[str, Any], b
     with pytest.raises(Preempted):
         made.train(run, At("on_train_batch_start", 7, terminate), **options)
     resumed = made.train(run, **options)
-    del whole["best"], resumed["best"]
+    for kept in ("best", "best weights"):
+        del whole[kept], resumed[kept]
     assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize(("trainer", "call"), [
+    ("to a last validation", 1),
+    ("to a last validation", 7),
+    ("to a last validation", 10),
+    ("validated within windows", 1),
+    ("validated within windows", 6),
+])  # fmt: skip
+@pytest.mark.parametrize("stop", [kill, terminate])
+def test_in_validations_after_the_last_step_and_within_windows(
+    trainer: str, call: int, stop: Callable[[], None], bench: Callable[..., Bench]
+) -> None:
+    made = bench(trainer=trainer)
+    whole = made.train(made.run("whole"))
+    resumed, _ = stopped_and_resumed(made, "on_validation_batch_start", call, stop)
+    assert_same(resumed, whole)
+
+
+def test_a_signal_that_a_library_swallows_is_answered_at_the_first_step(bench: Callable[..., Bench]) -> None:
+    def swallowed() -> None:
+        with suppress(Preempted):
+            terminate()
+
+    made = bench()
+    with pytest.raises(Preempted, match="at step 1"):
+        made.train(made.run("swallowed"), At("on_fit_start", 1, swallowed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +158,39 @@ def test_tensors_that_do_not_fit_are_refused_all_the_same(leg: Callable[..., Any
     leg(PADDED, after=3, first=True)
     with pytest.raises(UserError, match="in shape"):
         leg(PADDED, method=LoRA(r=3))
+
+
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_a_limit_holds_for_the_epoch_under_way(after: int, leg: Callable[..., Any]) -> None:
+    limit = {"limit_train_batches": 5}
+    first, _, _ = leg(PADDED, limit, after=after, first=True)
+    second, trainer, _ = leg({"batching": "pad", "batch_size": 1}, limit)
+    assert trainer.current_epoch == 2
+    epochs = len(first.rows) * 2 + max(0, 5 - 2 * after) + 5
+    assert sum(map(len, first.rows + second.rows)) == epochs
+    assert len(rows_of(first)) + len(rows_of(second)) == epochs or after == 2  # none comes twice in an epoch
+
+
+@pytest.mark.parametrize(("after", "epochs"), [(8, 1), (5, 2)])
+def test_other_records_begin_the_epoch_anew_unless_it_was_over(
+    after: int, epochs: int, leg: Callable[..., Any], data_path: str, tmp_path: Path
+) -> None:
+    lines = (Path(data_path) / "train.jsonl").read_text().splitlines()
+    shutil.copytree(data_path, tmp_path / "other")
+    (tmp_path / "other/train.jsonl").write_text("\n".join(lines[:11]) + "\n")
+    leg(PADDED, after=after, first=True, schedule=Linear(warmup=0))
+    second, trainer, _ = leg(PADDED | {"path": str(tmp_path / "other")}, schedule=Linear(warmup=0))
+    assert trainer.current_epoch == 2
+    assert sum(map(len, second.rows)) == 11 * epochs
+    total = after + 6 * epochs
+    assert second.rates == pytest.approx([0.1 * (1 - step / total) for step in range(after, total)])
+
+
+def test_the_schedule_ends_with_the_training(leg: Callable[..., Any], tmp_path: Path) -> None:
+    """8 batches of 2 an epoch, then 4 of 4: three of the first, 3 of what is left, and 4 of the second."""
+    leg(PADDED, after=3, first=True, schedule=Linear(warmup=0))
+    larger = {"batching": "pad", "batch_size": 4}
+    second, _, _ = leg(larger, after=5, schedule=Linear(warmup=0))
+    third, _, _ = leg(larger, schedule=Linear(warmup=0), forced=False)
+    assert [len(rows) for rows in second.rows + third.rows] == [4, 4, 1, 4, 4, 4, 3]
+    assert second.rates + third.rates == pytest.approx([0.1 * (1 - step / 10) for step in range(3, 10)])

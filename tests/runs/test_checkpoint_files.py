@@ -102,3 +102,25 @@ def test_links_may_have_been_copied_as_files(files: CheckpointFiles, tmp_path: P
     copy.last.write_bytes(b"other")
     with pytest.raises(UserError, match="is damaged"):
         copy.to_judge()
+
+
+def test_going_on_the_best_are_those_that_training_has_seen(files: CheckpointFiles) -> None:
+    for step in (2, 4, 6):
+        write(files, "best", step)
+    files.go_on(5, [4, 2])
+    assert files.best.resolve().name.startswith("best-00000004-")
+    assert len(list(files.directory.glob("best-*"))) == 2
+    files.go_on(1, [])
+    assert not files.best.exists()
+
+
+def test_damaged_ones_that_are_set_aside_push_out_no_whole_one(files: CheckpointFiles) -> None:
+    write(files, "last", 5)
+    write(files, "last", 10).write_bytes(b"torn")
+    whole, damaged = files.to_go_on_from()
+    files.set_aside(damaged)
+    write(files, "last", 8)
+    files.keep([])
+    assert whole is not None
+    assert whole.is_file()
+    assert [path.name[:21] for path in sorted(files.directory.glob("damaged-*"))] == ["damaged-last-00000010"]
