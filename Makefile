@@ -29,7 +29,7 @@ chaos: $(INSTALLED)  ## kill, tear and starve runs, and compare what they come t
 
 # One thread each: two workers with two threads stand in each other's way.
 test: check  ## check, then the default tests, on up to four cores
-	OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist loadfile
 
 test-%: $(INSTALLED)  ## the tests of one marker: test-resume, test-slurm, test-slow, test-gpu
 	$(PYTEST) -m $* || [ $$? -eq 5 ]  # 5: there are none

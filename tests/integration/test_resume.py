@@ -38,21 +38,17 @@ DATA: dict[str, dict[str, Any]] = {
     "streaming": {"streaming": True, "shuffle_window": 6, "leaks": Leaks(ngram=None)},
     "workers": {"batching": "pad", "workers": 2},
 }
+STEPS = {"max_epochs": -1, "max_steps": 19, "val_check_interval": 6, "check_val_every_n_epoch": None}
 TRAINERS: dict[str, dict[str, Any]] = {
     # 15 rows in batches of 2: 8 an epoch, the last one short; with windows of 3 the last one of an epoch is short, too
     "every epoch": {"max_epochs": 3, "accumulate_grad_batches": 3},
     "within epochs": {"max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 4},
-    # epochs end after 8 and 16 steps, without a validation
-    "to a last validation": {
-        "max_steps": 12,
-        "max_epochs": -1,
-        "val_check_interval": 6,
-        "check_val_every_n_epoch": None,
-    },
     "validated within windows": {"max_epochs": 2, "accumulate_grad_batches": 2, "val_check_interval": 3},
     # epochs end before the loader does
     "limited": {"max_epochs": 3, "limit_train_batches": 5},
-    "by steps": {"max_epochs": -1, "max_steps": 19, "val_check_interval": 6, "check_val_every_n_epoch": None},
+    # epochs end after 8 and 16 steps, without a validation
+    "by steps": STEPS,
+    "to a last validation": STEPS | {"max_steps": 12},
 }
 HOOKS = (
     "on_train_epoch_start",
