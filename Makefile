@@ -27,12 +27,16 @@ methods: $(INSTALLED)  ## train many methods alike and compare them; on E2E, too
 chaos: $(INSTALLED)  ## kill, tear and starve runs, and compare what they come to: docs/results/chaos.md
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/chaos.py --output docs/results/chaos.md
 
-# One thread each: two workers with two threads stand in each other's way.
-test: check  ## check, then the default tests, on up to four cores
-	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(PYTEST) -n auto --maxprocesses 4 --dist loadfile
+# On up to four cores, with one thread each: two workers with two threads stand in each other's way.
+PARALLEL := -n auto --maxprocesses 4
+ALONE := PYTHONHASHSEED=0 OMP_NUM_THREADS=1
 
+test: check  ## check, then the default tests
+	$(ALONE) $(PYTEST) $(PARALLEL) --dist loadfile
+
+test-resume test-slow: OPTIONS := $(PARALLEL)
 test-%: $(INSTALLED)  ## the tests of one marker: test-resume, test-slurm, test-slow, test-gpu
-	$(PYTEST) -m $* || [ $$? -eq 5 ]  # 5: there are none
+	$(ALONE) $(PYTEST) -m $* $(OPTIONS) || [ $$? -eq 5 ]  # 5: there are none
 
 check: $(INSTALLED)  ## ruff (lint and format) and mypy
 	.venv/bin/ruff check
