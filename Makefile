@@ -29,7 +29,7 @@ chaos: $(INSTALLED)  ## kill, tear and starve runs, and compare what they come t
 
 # On up to four cores, with one thread each: two workers with two threads stand in each other's way.
 PARALLEL := -n auto --maxprocesses 4
-ALONE := PYTHONHASHSEED=0 OMP_NUM_THREADS=1
+ALONE := OMP_NUM_THREADS=1
 
 test: check  ## check, then the default tests
 	$(ALONE) $(PYTEST) $(PARALLEL) --dist loadfile

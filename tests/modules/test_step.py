@@ -195,7 +195,9 @@ class TestNetwork:
         trainer.fit(make_module(LoRA(r=1)), make_data())
         assert modes == [True] * 8  # also after a validation
 
-    @pytest.mark.parametrize("method", [Full, LoRA, lambda: QLoRA(compute_dtype="float32")], ids=str)
+    @pytest.mark.parametrize(
+        "method", [Full, LoRA, lambda: QLoRA(compute_dtype="float32")], ids=lambda make: getattr(make, "__name__", None)
+    )
     def test_gradient_checkpointing_computes_twice_and_the_same(
         self, method: Make, make_module: Make, make_data: Make, make_trainer: Make
     ) -> None:
@@ -216,7 +218,9 @@ class TestNetwork:
         for name, weight in weights.items():
             torch.testing.assert_close(same[name], weight, rtol=1e-6, atol=1e-7)
 
-    @pytest.mark.parametrize("method", [LoRA, QLoRA, lambda: LoRA(init="pissa")], ids=str)
+    @pytest.mark.parametrize(
+        "method", [LoRA, QLoRA, lambda: LoRA(init="pissa")], ids=lambda make: getattr(make, "__name__", None)
+    )
     def test_mixed_precision_keeps_adapters_and_their_states_in_float32(
         self, method: Make, make_module: Make, make_data: Make, make_trainer: Make, network: Network
     ) -> None:
