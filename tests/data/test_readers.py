@@ -61,7 +61,7 @@ def _written(path: Path, rows: list[dict]) -> Path:
 
 def _compressed(content: bytes, ending: str) -> bytes:
     if ending == ".gz":
-        return gzip.compress(content)
+        return gzip.compress(content, mtime=0)
     sink = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(sink, "zstd") as file:
         file.write(content)
@@ -213,10 +213,10 @@ def test_a_json_list_is_read_as_json_reads_it(tmp_path_factory: pytest.TempPathF
         ("a.arrow", b"", r"a\.arrow is not an Arrow file"),
         ("a.jsonl.gz", b"not at all", r"a\.jsonl\.gz is not a gzip file"),
         ("a.jsonl.zst", b"not at all", r"a\.jsonl\.zst is not a Zstandard file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-3], r"a\.jsonl\.gz is not a gzip file .*Truncated"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0)[:-3], r"a\.jsonl\.gz is not a gzip file .*Truncated"),
         ("a.jsonl.zst", _compressed(b'{"a": 1}\n', ".zst")[:-3], r"a\.jsonl\.zst is not a Zstandard file .*Truncated"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{'), r"a\.jsonl\.gz:2 is broken JSON"),
-        ("a.parquet.gz", gzip.compress(b"not at all"), r"a\.parquet\.gz is not a .* file that can be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n{', mtime=0), r"a\.jsonl\.gz:2 is broken JSON"),
+        ("a.parquet.gz", gzip.compress(b"not at all", mtime=0), r"a\.parquet\.gz is not a .* file that can be read"),
         ("a.xml", b"text", r"a\.xml is of no kind that can be read; convert it to \.jsonl"),
     ],
 )
