@@ -59,7 +59,7 @@ class Faulty(LoRA):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--kills", type=int, default=200, help="kill -9 at so many random moments; other faults: a tenth"
+        "--kills", type=int, default=200, help="kill -9 at so many random moments; other faults: fewer"
     )
     parser.add_argument("--only", nargs="+", metavar="FAULT", help=", ".join(f"'{name}'" for name in FAULTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -335,7 +335,7 @@ def while_written(*targets: str) -> Callable[[Chaos, Result], None]:
     """Kill -9 while files are opened, moved or removed whose paths hold one of `targets`, or just after."""
 
     def fault(chaos: Chaos, result: Result) -> None:
-        for _ in range(max(1, chaos.kills // 10)):
+        for _ in range(max(1, chaos.kills // 20)):
             place = chaos.new_place()
             count, after = chaos.dice.randint(1, 40), chaos.dice.uniform(0, 0.002)
             command = chaos.fit(place, before=lambda count=count, after=after: kill_at(targets, count, after))
@@ -368,7 +368,7 @@ def while_exporting(chaos: Chaos, result: Result) -> None:
     place = chaos.new_place()
     chaos.to_the_end(place)
     export = ["export", str(run_of(place)), "exported", "--records", "0"]
-    for _ in range(max(1, chaos.kills // 10)):
+    for _ in range(max(1, chaos.kills // 20)):
         shutil.rmtree(place / "exported", ignore_errors=True)
         count = chaos.dice.randint(1, 12)
         killed = Command(place, export, before=lambda count=count: kill_at(("exported",), count, 0))
@@ -413,7 +413,7 @@ def damaged_checkpoint(damage: Callable[[Path, random.Random], None]) -> Callabl
     """The newest checkpoint is damaged: the one before is taken, with a line said."""
 
     def fault(chaos: Chaos, result: Result) -> None:
-        for _ in range(max(1, chaos.kills // 10)):
+        for _ in range(max(1, chaos.kills // 20)):
             place = chaos.new_place()
             damage(stopped(chaos, place), chaos.dice)
             command = chaos.fit(place)
@@ -429,7 +429,7 @@ def damaged_model(chaos: Chaos, result: Result) -> None:
     """A file of model/ has a bit flipped: an export of it is refused."""
     place = chaos.new_place()
     chaos.to_the_end(place)
-    for _ in range(max(1, chaos.kills // 10)):
+    for _ in range(max(1, chaos.kills // 20)):
         path = chaos.dice.choice(sorted(run_of(place).glob("model/*.safetensors")))
         before = path.read_bytes()
         flip_a_bit(path, chaos.dice)
@@ -444,7 +444,7 @@ def damaged_model(chaos: Chaos, result: Result) -> None:
 
 def damaged_cache(chaos: Chaos, result: Result) -> None:
     """A file of the data cache is truncated or has a bit flipped while the run is stopped."""
-    for number in range(max(1, chaos.kills // 10)):
+    for number in range(max(1, chaos.kills // 20)):
         place = chaos.new_place()
         stopped(chaos, place)
         files = [path for path in sorted((place / "cache").rglob("*")) if path.is_file() and path.stat().st_size]
@@ -608,7 +608,7 @@ def told_to_stop(chaos: Chaos, result: Result) -> None:
     """SIGTERM, SIGUSR1 and SIGUSR2 at random moments of training, again and again: exit code 75 each time."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     chaos.whole()
-    while result.tried < max(1, chaos.kills // 4):
+    while result.tried < max(1, chaos.kills // 8):
         place, told, good = chaos.new_place(), 0, True
         while told < 12:
             began = newest(place)[0]
