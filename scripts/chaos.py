@@ -58,9 +58,7 @@ class Faulty(LoRA):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=200, help="kill -9 at so many random moments; other faults: fewer"
-    )
+    parser.add_argument("--kills", type=int, default=200, help="kill -9 at so many random moments; other faults: fewer")
     parser.add_argument("--only", nargs="+", metavar="FAULT", help=", ".join(f"'{name}'" for name in FAULTS))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=Path, help="file for the table")

@@ -24,7 +24,7 @@ def test_a_run_tells_where_it_comes_from(finished: Callable[[str], Path], networ
     files = {path.name: hashlib.blake2b(path.read_bytes(), digest_size=8) for path in Path(network.path).iterdir()}
     assert said["fingerprints"]["network"] == {name: digest.hexdigest() for name, digest in sorted(files.items())}
     assert {"train", "validation", "test", "rows"} == set(said["fingerprints"]["data"])
-    assert said["seeds"] == {"seed_everything": 42, "model": 42, "data": 42}
+    assert said["seeds"] == {"seed_everything": 42, "model": 42, "dropout": 42, "data": 42}
     assert said["ftlab"]["version"] == ftlab.__version__
     assert said["packages"]["torch"] == said["versions"]["torch"]
     assert said["environment"]["OMP_NUM_THREADS"] == "1"

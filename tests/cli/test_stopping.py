@@ -175,6 +175,7 @@ def test_two_processes_stop_together_where_one_is_told(workplace: Path) -> None:
     assert results(RUN) == results(RUN.with_name("whole"))
 
 
+@pytest.mark.resume
 def test_a_damaged_checkpoint_is_passed_over(undisturbed: Callable[[], dict]) -> None:
     process = begin()
     when_trained(process, 5)

@@ -59,6 +59,7 @@ def test_full_at_the_model(fit_there: Any, disk: Any, undisturbed: Any) -> None:
     assert_goes_on(fit_there, disk, undisturbed)
 
 
+@pytest.mark.resume
 def test_full_at_the_data(fit: Any, disk: Any) -> None:
     disk.resize("8k")
     cache = disk.place / "cache"
