@@ -333,12 +333,16 @@ def while_written(*targets: str) -> Callable[[Chaos, Result], None]:
     """Kill -9 while files are opened, moved or removed whose paths hold one of `targets`, or just after."""
 
     def fault(chaos: Chaos, result: Result) -> None:
-        for _ in range(max(1, chaos.kills // 20)):
+        most = 40
+        while result.tried < max(1, chaos.kills // 20):
             place = chaos.new_place()
-            count, after = chaos.dice.randint(1, 40), chaos.dice.uniform(0, 0.002)
+            count, after = chaos.dice.randint(1, most), chaos.dice.uniform(0, 0.002)
             command = chaos.fit(place, before=lambda count=count, after=after: kill_at(targets, count, after))
-            killed = command.wait() == -signal.SIGKILL
-            chaos.judge(result, place, 1, killed or command.wait() == 0)
+            if command.wait() == -signal.SIGKILL:
+                chaos.judge(result, place, 1, True)
+            else:  # there are not so many operations
+                most = count - 1
+                shutil.rmtree(place)
 
     return fault
 
@@ -366,13 +370,16 @@ def while_exporting(chaos: Chaos, result: Result) -> None:
     place = chaos.new_place()
     chaos.to_the_end(place)
     export = ["export", str(run_of(place)), "exported", "--records", "0"]
-    for _ in range(max(1, chaos.kills // 20)):
-        shutil.rmtree(place / "exported", ignore_errors=True)
-        count = chaos.dice.randint(1, 12)
+    most = 12
+    while result.tried < max(1, chaos.kills // 20):
+        count = chaos.dice.randint(1, most)
         killed = Command(place, export, before=lambda count=count: kill_at(("exported",), count, 0))
-        killed.wait()
-        half = (place / "exported").exists() and killed.wait() != 0 and not _opens(place / "exported")
+        code, there = killed.wait(), (place / "exported").exists()
+        half = there and not _opens(place / "exported")
         shutil.rmtree(place / "exported", ignore_errors=True)
+        if code != -signal.SIGKILL:  # there are not so many operations
+            most = count - 1
+            continue
         result.tried += 1
         result.survived += not half and Command(place, export).wait() == 0
     shutil.rmtree(place)
@@ -513,16 +520,18 @@ def mounted(place: Path, size: str) -> Iterator[Path]:
 
 def disk_full(chaos: Chaos, result: Result) -> None:
     """The disk fills up at some moment; then there is room again."""
-    for number in range(max(1, chaos.kills // 20)):
+    number = 0
+    while result.tried < max(1, chaos.kills // 20):
+        number += 1
         room = chaos.dice.choice(["2m", "3m", "4m", "5m", "6m", "7m", "8m"])
         with mounted(chaos.place / f"full{number}", room) as disk:
             place = chaos.new_place(disk)
             command = chaos.fit(place)
-            code = command.wait()
-            if code:
-                result.said = _short(command.sentence(), place)
+            if command.wait() == 0:  # there was room enough
+                continue
+            result.said = _short(command.sentence(), place)
             os.system(f"mount -o remount,size=200m '{disk}'")
-            chaos.judge(result, place, 1, code == 0 or command.refused())
+            chaos.judge(result, place, 1, command.refused())
 
 
 def read_only(chaos: Chaos, result: Result) -> None:
@@ -583,7 +592,9 @@ def clock_set_back(chaos: Chaos, result: Result) -> None:
             if not path.is_symlink():
                 os.utime(path, (moment := chaos.dice.uniform(1, 4e9), moment))
         command = chaos.fit(place, before=yesterday)
-        _ = [command.wait(1), command.kill(), command.wait()]
+        command.wait(1)
+        command.kill()
+        command.wait()
         chaos.judge(result, place, 1, True)
 
 

@@ -194,9 +194,9 @@ class Experiment(LightningCLI):
     def checkpoint_to_go_on_from(self) -> str | None:
         """The last whole checkpoint of training that was interrupted; None where it starts."""
         whole, damaged = self.run.checkpoints.to_go_on_from()
-        for path in damaged:
-            print(f"ftlab: {path} is damaged, and the one before is taken", file=sys.stderr)
         if self.trainer.is_global_zero:
+            for path in damaged:
+                print(f"ftlab: {path} is damaged, and the one before is taken", file=sys.stderr)
             self.run.checkpoints.set_aside(damaged)
         return str(whole) if whole else None
 

@@ -167,7 +167,7 @@ class RowTraining:
     def _sampler(self, rank: int, world_size: int) -> TrainingBatchSampler:
         sampler = training_sampler(
             self.layout.kind,
-            self.rows.lengths if self._plan is None else self.rows.lengths[self._plan],
+            self.lengths,
             self.options.batch_size,
             self.options.batch_tokens,
             self.capacity,

@@ -348,7 +348,7 @@ class FinetuneModule(pl.LightningModule):
         limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
         # not Lightning's own clipping: it refuses fused optimisers under bf16-mixed, too, where nothing is scaled
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        # the one time in a step that the device is waited for: the optimiser must not see what is no number
+        # the device is waited for: the optimiser must not see what is no number
         loss, self._gradient_norm = torch.cat([self._global_loss.to(norm.device), norm.reshape(1)]).tolist()
         self.soundness.judge(self.global_step + 1, loss / max(1.0, self._global_targets), self._gradient_norm)
         if gradient_clip_val and not by_norm:

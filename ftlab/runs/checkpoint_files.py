@@ -21,7 +21,7 @@ from ftlab.runs.files import digest, sync_directory, write_whole
 
 _NAME = re.compile(r"(?P<kind>\w+)-(?P<step>\d{8})-(?P<digest>[0-9a-f]{16})\.ckpt")
 ROOM = 1.05
-"""Of a checkpoint's tensors: what its file takes at most."""
+"""Share of its tensors' bytes that must be free for a checkpoint."""
 
 
 class CheckpointFiles:

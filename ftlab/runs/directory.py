@@ -100,7 +100,11 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):
             stood = self.last.resolve()
-            said = [(path, path.read_text(encoding="utf-8")) for path in (self.config, self.provenance) if changed]
+            said = [
+                (path, path.read_text(encoding="utf-8"))
+                for path in (self.config, self.provenance)
+                if changed and path.is_file()
+            ]
             try:
                 self._clean()
                 if new or changed:

@@ -42,11 +42,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], name: Callable[[st
         sync_directory(path.parent)
         return there
     except OSError as error:
-        if error.errno and not error.filename:  # a disk that is full does not say where
+        if error.errno:  # a full disk does not say where, and others name a file that nobody knows
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that is read-only there is something else to be told
+            temporary.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -193,7 +193,8 @@ def test_every_method_and_layout(
 ) -> None:
     made = bench(method, data, "by steps" if data == "streaming" else "within epochs")
     whole = made.train(made.run("whole"))
-    resumed, _ = stopped_and_resumed(made, hook, call, stop)
+    resumed, was_stopped = stopped_and_resumed(made, hook, call, stop)
+    assert was_stopped
     assert_same(resumed, whole)
 
 
