@@ -55,8 +55,8 @@ def left(state: dict[str, Any], sampler: TrainingBatchSampler) -> IntArray:
         sampler: Goes on; its order is that of the places.
     """
     place = Place.of(state)
-    pool = None if place.after is None else left(place.after, sampler)
     theirs = _alone(state, sampler)
+    pool = None if place.after is None else left(place.after, theirs)  # in the order that they had
     whole = theirs if pool is None else theirs.over(pool)
     batches = whole.global_batches(place.epoch)
     taken = [row for number in range(min(place.batches - place.begun, len(whole))) for row in _flat(batches(number))]
@@ -102,7 +102,9 @@ def _alone(state: dict[str, Any], sampler: TrainingBatchSampler) -> TrainingBatc
     """The sampler of a state, of places, as if all its ranks were one: its global batches are the same."""
     size, seed = sampler.size, state["seed"]
     if state["batching"] == "pad":
-        return ShuffledBatchSampler(size, state["global_batch_size"], seed, window=state.get("window"))
+        alone = ShuffledBatchSampler(size, state["global_batch_size"], seed, window=state.get("window"))
+        alone.lengths = sampler.lengths
+        return alone
     assert sampler.lengths is not None
     if state["batching"] == "bucket":
         tokens, world = state.get("batch_tokens"), state.get("devices", 1)
