@@ -63,7 +63,5 @@ class Companions(pl.Callback):
     def _leave(self, who: str, first: bool) -> None:
         if first and self.run.record().get("state") == "running":
             self.run.end("failed")
-        last = self.run.last
-        then = f"goes on from {last.resolve()}" if last.is_file() else "starts anew"
-        print(f"ftlab: {who}, and this one with it: the same command {then}", file=sys.stderr, flush=True)
+        print(f"ftlab: {who}, and this one with it; {self.run.next_start()}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -92,14 +92,13 @@ class Preemption(pl.Callback):
             self._timer.start()
 
     def _said(self, what: str) -> str:
-        return f"stopped{f' by {self.signal.name}' if self.signal else ''} {what}"
+        by = self.signal.name if self.signal else "a signal to another of its processes"
+        return f"stopped by {by} {what}"
 
     def _too_late(self) -> None:
-        last = self.checkpoints.run.last
-        where = f"the same command goes on from {last.resolve()}" if last.is_file() else "the same command starts anew"
         print(
             f"ftlab: {self._said('')}and no optimiser step ended within {self.options.grace_seconds:g} s: nothing was "
-            f"saved since the last checkpoint; {where}",
+            f"saved since the last checkpoint; {self.checkpoints.run.next_start()}",
             file=sys.stderr,
             flush=True,
         )
@@ -151,4 +150,4 @@ class Preemption(pl.Callback):
         self.checkpoints.wait()
         if self._timer:
             self._timer.cancel()
-        raise Preempted(self._said(f"at step {trainer.global_step}: the same command goes on from there"))
+        raise Preempted(self._said(f"at step {trainer.global_step}: {self.checkpoints.run.next_start()}"))

@@ -67,13 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as stop:
         return _refuse(str(stop), Preempted.EXIT_CODE)
     except KeyboardInterrupt as stop:
-        return _refuse(str(stop) or "stopped by the user", 130)
+        return _refuse(str(stop) if stop.args else "stopped by the user", 130)
     except SystemExit as stop:  # after --help and --print_config
         return stop.code if isinstance(stop.code, int) else 0
 
 
 def _refuse(sentence: str, code: int) -> int:
+    """Says why, unless another process does, and returns the code."""
     from ftlab.runs.redaction import redacted
 
-    print(f"ftlab: {redacted(sentence)}", file=sys.stderr)  # it may quote the command
+    if sentence:
+        print(f"ftlab: {redacted(sentence)}", file=sys.stderr)  # it may quote the command
     return code

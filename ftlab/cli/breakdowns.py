@@ -60,13 +60,7 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
             "lower data.max_length",
             *([] if config.model.gradient_checkpointing else ["set model.gradient_checkpointing to true"]),
         ]
-    last = experiment.run.last
-    if verb != "fit":
-        then = "the run is as it was"
-    elif last.is_file():
-        then = f"the last checkpoint stands, and the same command goes on from it: {last.resolve()}"
-    else:
-        then = "there is no checkpoint yet, and the same command starts anew"
+    then = experiment.run.next_start() if verb == "fit" else "the run is as it was"
     return Situation(at.doing or "the opening of data and network", at.shape, less, then)
 
 

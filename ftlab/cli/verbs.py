@@ -108,11 +108,10 @@ def train(experiment: Experiment, begin: str | None) -> None:
         experiment.trainer.fit(experiment.model, experiment.datamodule, ckpt_path=begin)
     except (Preempted, SystemExit) as stop:  # the latter is Lightning's answer to a KeyboardInterrupt
         by_user = isinstance(stop, SystemExit) or experiment.preemption.signal == signal.SIGINT
-        if not run.last.is_file():
-            said = "stopped before the first checkpoint: the same command starts anew"
-        else:
-            said = str(stop) if isinstance(stop, Preempted) else f"stopped: the same command goes on from {run.last}"
-            if experiment.trainer.is_global_zero:
+        said = ""  # by all processes but the first
+        if experiment.trainer.is_global_zero:
+            said = str(stop) if isinstance(stop, Preempted) else f"stopped: {run.next_start()}"
+            if run.last.is_file():
                 run.end("interrupted" if by_user else "preempted")
         raise (KeyboardInterrupt if by_user else Preempted)(said) from stop
 

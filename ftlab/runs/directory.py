@@ -52,6 +52,12 @@ class Run:
         """Whether its training has come to its end."""
         return self.record().get("state") == "finished"
 
+    def next_start(self) -> str:
+        """What the command that trains this run does when it is given again, to end a sentence with."""
+        if self.last.is_file():
+            return f"the same command goes on from {self.last.resolve()}"
+        return "there is no checkpoint yet: the same command starts anew"
+
     def record(self) -> dict[str, Any]:
         """The provenance written so far."""
         return read_json(self.provenance)

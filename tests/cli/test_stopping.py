@@ -84,9 +84,10 @@ def test_sigterm_saves_and_asks_to_be_started_again(undisturbed: Callable[[], di
     when_trained(process, 5)
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
-    step = torch.load(RUN / "checkpoints/last.ckpt")["global_step"]
+    last = (RUN / "checkpoints/last.ckpt").resolve()
+    step = torch.load(last)["global_step"]
     assert 5 <= step < STEPS
-    assert (code, said) == (75, f"ftlab: stopped by SIGTERM at step {step}: the same command goes on from there")
+    assert (code, said) == (75, f"ftlab: stopped by SIGTERM at step {step}: the same command goes on from {last}")
     assert json.loads((RUN / "provenance.json").read_text())["state"] == "preempted"
     assert ended(begin())[0] == 0
     assert results(RUN) == undisturbed()
@@ -146,7 +147,8 @@ def test_a_second_interrupt_stops_at_once(endless: list[str]) -> None:
     time.sleep(2)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert ended(process) == (130, "ftlab: stopped before the first checkpoint: the same command starts anew")
+    said = "ftlab: stopped: there is no checkpoint yet: the same command starts anew"
+    assert ended(process) == (130, said)
     assert not RUN.exists()
 
 
@@ -168,7 +170,7 @@ def test_two_processes_stop_together_where_one_is_told(workplace: Path) -> None:
     process.send_signal(signal.SIGTERM)
     code, said = ended(process)
     assert code == 75, said
-    assert "by SIGTERM at step" in said
+    assert "stopped by SIGTERM at step" in said  # the last line: the other process has nothing to add
     for name in (RUN.name, "whole"):
         code, said = ended(begin(*two, "--run.name", name))
         assert code == 0, said

@@ -32,7 +32,7 @@ def test_full_at_a_checkpoint(fit_there: Any, disk: Any, undisturbed: Any) -> No
     assert broken.code == 1
     # whichever comes first; both leave the checkpoint before
     room = "no room for a checkpoint: it takes .* the one before stands: make room, and give the command again"
-    curves = r"metrics\.csv cannot be written \(No space left on device\) .* the same command goes on from it"
+    curves = r"metrics\.csv cannot be written \(No space left on device\) .* the same command goes on from "
     assert re.search(f"{room}|{curves}", broken.said)
     assert torch.load(fit_there.run / "checkpoints/last.ckpt")["global_step"] == 3
     assert_goes_on(fit_there, disk, undisturbed)
