@@ -96,6 +96,7 @@ class ShuffledBatchSampler(TrainingBatchSampler):
         rows: The records that an epoch goes through (see TrainingBatchSampler).
         window: Shuffle within consecutive windows of so many places, as a stream does; by default over all.
         data: Fingerprint of the data.
+        ordered: Leave them as they are instead.
     """
 
     def __init__(
@@ -108,11 +109,12 @@ class ShuffledBatchSampler(TrainingBatchSampler):
         rows: IntArray | None = None,
         window: int | None = None,
         data: str = "",
+        ordered: bool = False,
     ) -> None:
         super().__init__(size, seed, rank, world_size, rows, data)
         self.batch_size = batch_size
         self.window = window
-        self._ordered = False
+        self.ordered = ordered
 
     @property
     def global_batch_size(self) -> int:
@@ -121,17 +123,16 @@ class ShuffledBatchSampler(TrainingBatchSampler):
 
     def order(self, epoch: int) -> IntArray:
         """The records in the order of the epoch, (size,)."""
-        if self._ordered:
+        if self.ordered:
             return self._records(numpy.arange(self.size))
         return self._records(shuffled_places(self.size, self.seed, epoch, self.window))
 
     def over(self, places: IntArray) -> ShuffledBatchSampler:
         """These places in this order."""
-        sampler = ShuffledBatchSampler(
-            len(places), self.batch_size, self.seed, self.rank, self.world_size, self._records(places), data=self.data
+        rows, size = self._records(places), self.batch_size
+        return ShuffledBatchSampler(
+            len(places), size, self.seed, self.rank, self.world_size, rows, data=self.data, ordered=True
         )
-        sampler._ordered = True
-        return sampler
 
     def global_batches(self, epoch: int) -> GlobalBatch:
         """Cuts the order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
@@ -14,20 +13,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from ftlab.data import FinetuneData
-from ftlab.data.examples import IGNORED
-from ftlab.data.layout import FLASH
-from ftlab.data.records import Split
-from ftlab.data.streaming import streamed_steps
-from ftlab.data.training import limited
-from ftlab.errors import UserError, one_line, out_of_memory
-from ftlab.evaluation.generation import Decoding, generate, virtual_tokens
-from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
+from ftlab.errors import UserError, one_line
+from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.modules.devices import distributed, gathered, summed
-from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
+from ftlab.modules.refusals import refuse_leaky_packs, refuse_long_rows, refuse_other_base, refuse_preferences
 from ftlab.modules.resuming import (
     asked_of,
     follow_schedule,
@@ -38,14 +31,14 @@ from ftlab.modules.resuming import (
     take_own_optimizer,
 )
 from ftlab.modules.schedules import Cosine, Schedule
-from ftlab.modules.scoring import Tally
+from ftlab.modules.steps import data_parallel_size, total_steps
 from ftlab.networks import Network
 
 Wish = Literal["save", "stop"]
 WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
-class FinetuneModule(pl.LightningModule):
+class FinetuneModule(JudgedModule):
     """One network, one method.
 
     The loss is the mean cross entropy of the target tokens of one optimiser step, the same for every split of
@@ -81,7 +74,7 @@ class FinetuneModule(pl.LightningModule):
         seed: int = 42,
         dropout_seed: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(decoding, metrics)
         if skip_nonfinite < 0:
             raise UserError(f"model.skip_nonfinite is {skip_nonfinite}: give a number of steps, from 0 on")
         self.method = method
@@ -89,13 +82,9 @@ class FinetuneModule(pl.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
-        self.decoding = decoding or Decoding()
-        self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.seed = seed
         self.dropout_seed = seed if dropout_seed is None else dropout_seed
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
-        self.network: nn.Module | None = None
-        self.tally = Tally()
         self.forced = False
         """Whether to go on from a checkpoint of another configuration, as far as that goes."""
         self.asked: set[Wish] = set()
@@ -115,56 +104,24 @@ class FinetuneModule(pl.LightningModule):
         self._steps_apart = 0  # more steps than the epochs alone tell, where some were begun with other batches
         self._checkpoint: dict[str, Any] | None = None  # the one to go on from, until it is restored
 
-    @property
-    def data(self) -> FinetuneData:
-        """The data module of the trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
     # ---------------------------------------------------------------- the network
 
     def configure_model(self) -> None:
         """Opens and adapts the network; called again, it returns at once."""
         if self.network is not None:
             return
-        if self.trainer.state.fn == TrainerFn.FITTING and self.data.has_preferences:
-            raise UserError(
-                f"data.path: {self.data.corpus.name} holds preference pairs, which need an objective of their own; to "
-                'train on the better answers alone give data.prompt and data.response: "{chosen}"'
-            )
+        if fitting := self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_preferences(self.data)
+        refuse_other_base(self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
-        quantization = self.method.quantization
-        device = self.trainer.strategy.root_device
-        if (kind := self.pretrained.base_kind(quantization)) not in self.method.bases:
-            raise UserError(
-                f"model.method: {type(self.method).__name__} does not work on a base in {kind}, which "
-                f"{self.pretrained.path} is, only on {', '.join(sorted(self.method.bases))}: take another of the two"
-            )
+        quantization, device = self.method.quantization, self.trainer.strategy.root_device
         network = self.pretrained.model(quantization, device if quantization else "cpu")
         if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         batches = self._batches(device) if self.method.needs_batches else None
         self.network = self.method.adapt(network, batches).train()
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self._check_room(self.network)
-
-    def _check_room(self, network: nn.Module) -> None:
-        """Virtual tokens and the longest row must fit into the context together.
-
-        Raises:
-            UserError: They do not.
-        """
-        virtual, context = virtual_tokens(network), self.pretrained.context_length()
-        if not virtual or context is None:
-            return
-        longest = self.data.encoder.max_length
-        if not self.data.streaming:
-            longest = int(self.data.rows("train").lengths.max())
-        assert longest is not None  # the context, where nothing else is said
-        if longest + virtual > context:
-            raise UserError(
-                f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
-                f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
-            )
+        if fitting:
+            refuse_long_rows(self.network, self.pretrained, self.data)
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:
         for batch in self.data.batches():
@@ -174,24 +131,6 @@ class FinetuneModule(pl.LightningModule):
         """Names of the parameters that the method trains, as they stand in this module."""
         assert self.network is not None
         return {f"network.{name}" for name in self.method.trained(self.network)}
-
-    def forward(self, **inputs: Any) -> Any:
-        """The network's own forward."""
-        assert self.network is not None
-        return self.network(**inputs)
-
-    def summed_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
-        # said here and not in the network's configuration, which is saved with its weights
-        names = ("input_ids", "attention_mask", "position_ids")
-        inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        logits = self(**inputs).logits[:, -batch["labels"].shape[1] :]  # without a prompt method's virtual tokens
-        return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            batch["labels"][:, 1:].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
 
     # ---------------------------------------------------------------- training
 
@@ -218,26 +157,8 @@ class FinetuneModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
-        """Optimiser steps of the whole training.
-
-        From the data's lengths: Lightning's own estimate would build the training loader, which starts its epoch anew.
-        """
-        if self.data.streaming:
-            return streamed_steps(self.trainer)
-        per_epoch = limited(self.data.train_batches_per_epoch(self._data_parallel_size), self.trainer)
-        steps = self.trainer.max_steps
-        if self.trainer.max_epochs not in (None, -1):
-            of_epochs = math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * self.trainer.max_epochs
-            of_epochs += self._steps_apart
-            steps = of_epochs if steps == -1 else min(steps, of_epochs)
-        if steps == -1:
-            raise UserError("trainer: give max_steps or max_epochs, so that the schedule knows where training ends")
-        return int(steps)
-
-    @property
-    def _data_parallel_size(self) -> int:
-        kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        return kwargs.get("num_replicas", 1)
+        """Optimiser steps of the whole training."""
+        return total_steps(self.data, self.trainer, self._steps_apart)
 
     def on_fit_start(self) -> None:
         """Has the optimiser that was asked for go on, not the one that the checkpoint describes, which comes next.
@@ -260,35 +181,15 @@ class FinetuneModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Tries packing; dropout goes on where the checkpoint left it, or starts from its seed and the rank."""
+        assert self.network is not None
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
-                self._check_isolation()
-        assert self.network is not None
+                refuse_leaky_packs(self.network, self.pretrained)
         follow_schedule(*self._optimizer_and_scheduler())
         self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:
             torch.manual_seed(self.dropout_seed + 1 + self.global_rank)
             self.on_after_backward()
-
-    def _check_isolation(self) -> None:
-        """Packed records must not see each other.
-
-        Raises:
-            UserError: In this network they do, or it cannot be tried.
-        """
-        assert self.network is not None
-        flat = self.pretrained.attention in FLASH  # as the collator lays packs
-        try:
-            isolated, why = attention_is_isolated(self.network, 1 if flat else 2), "see each other"
-        except Exception as error:  # whatever a network raises on a batch that it was not made for
-            if out_of_memory(error):
-                raise
-            isolated, why = False, f"cannot be read ({one_line(error)})"
-        if not isolated:
-            raise UserError(
-                f"data.batching pack: in {self.pretrained.path} with this method packed records {why}, so the loss "
-                "would be of something else; set data.batching to bucket"
-            )
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dropout goes on where the last batch left it: loaders, too, draw whenever they start, and only some do on
@@ -326,7 +227,7 @@ class FinetuneModule(pl.LightningModule):
         self._global_targets, *wishes = told.tolist()
         self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
         self.asked -= self.agreed
-        scale = self._data_parallel_size / max(1.0, self._global_targets)
+        scale = data_parallel_size(self.trainer) / max(1.0, self._global_targets)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, scale)
@@ -395,65 +296,6 @@ class FinetuneModule(pl.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step)
 
-    # ---------------------------------------------------------------- judging
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
-        if "labels" in batch:
-            self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
-        else:
-            self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
-
-    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in validation."""
-        self.validation_step(batch, batch_idx, dataloader_idx)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the answers to a batch of prompts to the tally."""
-        self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
-
-    def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
-        assert self.network is not None
-        encoder = self.data.encoder
-        number = batch_idx * self.trainer.world_size + self.global_rank
-        decoding = replace(self.decoding, seed=self.decoding.seed + number)  # or every batch draws the same numbers
-        tokens = generate(
-            self.network, batch["input_ids"], batch["attention_mask"], decoding, encoder.stop_ids, encoder.pad_id
-        )
-        return [encoder.decode(answer) for answer in tokens]
-
-    def on_validation_epoch_start(self) -> None:
-        """Empties the tally."""
-        self.tally = Tally()
-
-    def on_test_epoch_start(self) -> None:
-        """Empties the tally."""
-        self.tally = Tally()
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs `val_loss`, `val_perplexity`, and the text scores where answers were generated."""
-        self._conclude("val", "validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs `test_loss`, `test_perplexity`, and the text scores."""
-        self._conclude("test", self.data.scored_split)
-
-    def on_predict_epoch_start(self) -> None:
-        """Empties the tally."""
-        self.tally = Tally()
-
-    def on_predict_epoch_end(self) -> None:
-        """Brings the answers of all devices together."""
-        self.tally.gather()
-
-    def _conclude(self, prefix: str, split: Split) -> None:
-        self.tally.gather()
-        if self.tally.answers:
-            self.tally.score(self.data.records(split), self.metrics)
-        self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
-        if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.global_step))  # the axis of every curve: Lightning's own counts from 0
-
     # ---------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -486,7 +328,7 @@ class FinetuneModule(pl.LightningModule):
             self._checkpoint = checkpoint
             self._steps_apart = checkpoint["ftlab"]["steps_apart"]
             if self.forced:
-                self._hand_over(checkpoint)
+                self._steps_apart = hand_over_loops(checkpoint, self.data, self.trainer)
             else:
                 refuse_other_batches(checkpoint["ftlab"]["batches"], self.data.identity())
         refuse_other_tensors(checkpoint["state_dict"], self.state_dict(), self.trained_names())
@@ -497,17 +339,6 @@ class FinetuneModule(pl.LightningModule):
             here = checkpoint["by_rank"][self.global_rank]
             self._random_state = here["random_state"]
             self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
-
-    def _hand_over(self, checkpoint: dict[str, Any]) -> None:
-        streams = self.data.streaming
-        per_epoch = (
-            None if streams else limited(self.data.train_batches_per_epoch(self._data_parallel_size), self.trainer)
-        )
-        self._steps_apart = 0
-        whole = hand_over_loops(checkpoint, self.data, self.trainer, per_epoch)
-        if whole is not None and per_epoch is not None:
-            epochs = self.trainer.max_epochs or 0
-            self._steps_apart = whole - math.ceil(per_epoch / self.trainer.accumulate_grad_batches) * epochs
 
     def _belongs_to(self) -> dict[str, str]:
         return {

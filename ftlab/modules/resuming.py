@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
+from ftlab.modules.steps import batches_per_epoch, steps_in
 
 
 def refuse_other_tensors(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], trained: set[str]) -> None:
@@ -119,19 +120,16 @@ def follow_schedule(optimizer: Optimizer, scheduler: Any) -> None:
             group["lr"] = base * factor(scheduler.last_epoch)
 
 
-def hand_over_loops(
-    checkpoint: dict[str, Any], data: FinetuneData, trainer: pl.Trainer, per_epoch: int | None
-) -> int | None:
+def hand_over_loops(checkpoint: dict[str, Any], data: FinetuneData, trainer: pl.Trainer) -> int:
     """Has the loops of a checkpoint stand where this training's batches go on (see `ftlab.data.remainder`).
 
     Args:
         checkpoint: Is changed.
         data: Whose batches go on.
         trainer: Goes on.
-        per_epoch: Batches of an epoch; None of a stream.
 
     Returns:
-        Optimiser steps of the whole training, where its epochs say when it ends.
+        More steps than this training's epochs alone tell: the epochs before were of other batches.
     """
     loops = checkpoint["loops"]["fit_loop"]
     before = loops["state_dict"]["combined_loader"][0]
@@ -141,7 +139,9 @@ def hand_over_loops(
     moved = done - progress["current"]["ready"]
     progress["current"] = {name: count + moved for name, count in progress["current"].items()}
     progress["is_last_batch"] = state["epoch"] > before["epoch"]
+    per_epoch = batches_per_epoch(data, trainer)
     if per_epoch is None or trainer.max_epochs in (None, -1):
-        return None
-    windows = [per_epoch - done, *[per_epoch] * (trainer.max_epochs - before["epoch"] - 1)]
-    return int(checkpoint["global_step"]) + sum(-(-batches // trainer.accumulate_grad_batches) for batches in windows)
+        return 0
+    behind = before["epoch"] + 1  # epochs, the one under way among them
+    this_epoch = steps_in(per_epoch - done, trainer)
+    return int(checkpoint["global_step"]) + this_epoch - behind * steps_in(per_epoch, trainer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tiny_experiment import write_experiment
 
 from ftlab.cli import main
 from ftlab.networks import Network
@@ -114,26 +114,3 @@ def _handlers() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-def write_experiment(place: Path, network: Network, data_path: str) -> None:
-    experiment = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 4,
-            "val_check_interval": 2,
-            "check_val_every_n_epoch": None,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-        "model": {
-            "method": {"class_path": "ftlab.methods.LoRA"},
-            "network": {"path": network.path},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
-            "decoding": {"max_new_tokens": 4},
-        },
-        "data": {"path": data_path, "batch_size": 4, "batching": "pad"},
-    }
-    (place / "tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))

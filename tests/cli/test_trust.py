@@ -14,24 +14,27 @@ from ftlab.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "seed_everything: !!python/object/apply:pathlib.Path.touch [ran]",
-        "model: {method: !!python/name:os.system }",
-        "data: {path: '$(touch ran)'}",
-        "data: {path: '`touch ran`'}",
-        "data: {prompt: '{prompt.__class__}', response: '{completion}'}",
-        "model: {optimizer: os.system}",
-        "model: {optimizer: {class_path: os.system, init_args: {command: touch ran}}}",
-        "model: {method: {class_path: pathlib.Path}}",
-        "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}]}",
+        ("seed_everything: !!python/object/apply:pathlib.Path.touch [ran]", "could not determine a constructor"),
+        ("model: {method: !!python/name:os.system }", "could not determine a constructor"),
+        ("data: {path: '$(touch ran)'}", "$(touch ran) is neither a file"),
+        ("data: {path: '`touch ran`'}", "`touch ran` is neither a file"),
+        ("data: {prompt: '{prompt.__class__}', response: '{completion}'}", "has no column prompt.__class__"),
+        ("model: {optimizer: os.system}", "os.system can run whatever"),
+        ("model: {optimizer: {class_path: os.system, init_args: {command: touch ran}}}", "os.system can run whatever"),
+        ("model: {method: {class_path: pathlib.Path}}", "pathlib.Path can run whatever"),
+        (
+            "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, ran]}}]}",
+            "subprocess.Popen can run whatever",
+        ),
     ],
 )
 def test_a_file_runs_nothing_but_the_classes_that_it_names_where_they_belong(
-    text: str, workplace: Path, refused: Callable[..., str]
+    text: str, said: str, workplace: Path, refused: Callable[..., str]
 ) -> None:
     (workplace / "own.yaml").write_text(f"include: [tiny.yaml]\n{text}\n")
-    assert refused("fit", "-c", "own.yaml")
+    assert said in refused("fit", "-c", "own.yaml")
     assert not (workplace / "ran").exists()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
+from tiny_experiment import write_experiment
 
 from ftlab.networks import Network
 
@@ -144,27 +144,7 @@ def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> Non
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, data_path: str) -> Path:
     """The working directory, with tiny.yaml and the method of `breaking.py`."""
     monkeypatch.chdir(tmp_path)
-    experiment = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": STEPS,
-            "val_check_interval": 5,
-            "check_val_every_n_epoch": None,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        },
-        "model": {
-            "method": {"class_path": "breaking.Faulty"},
-            "network": {"path": network.path},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}},
-            "decoding": {"max_new_tokens": 4},
-        },
-        "data": {"path": data_path, "batch_size": 4, "batching": "pad"},
-        "run": {"checkpoints": {"every_n_steps": 1}},
-    }
-    Path("tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+    write_experiment(tmp_path, network, data_path, "breaking.Faulty", STEPS, validate=5, checkpoint=1)
     Path("breaking.py").write_text(METHOD)
     return tmp_path
 

@@ -52,8 +52,8 @@ def test_in_judging(
     ]
     assert main(["fit", *command]) == 0
     capfd.readouterr()
-    loss = "ftlab.modules.finetune.FinetuneModule.summed_loss"
-    monkeypatch.setattr("ftlab.modules.finetune.generate" if "answers" in doing else loss, lambda *_: impossible())
+    loss = "ftlab.modules.judging.JudgedModule.summed_loss"
+    monkeypatch.setattr("ftlab.modules.judging.generate" if "answers" in doing else loss, lambda *_: impossible())
     assert main([verb, *command]) == 1
     said = capfd.readouterr().err
     assert f"out of memory in {doing}: 4,194,304.00 GiB more were asked for, on a batch of " in said

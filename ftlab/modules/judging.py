@@ -1,0 +1,113 @@
+"""How a network is judged: the loss per target token, and scores of the answers that it generates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+
+from ftlab.data import FinetuneData
+from ftlab.data.examples import IGNORED
+from ftlab.data.records import Split
+from ftlab.evaluation.generation import Decoding, generate
+from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
+from ftlab.modules.scoring import Tally
+
+
+class JudgedModule(pl.LightningModule):
+    """A network in validation, test and prediction.
+
+    Args:
+        decoding: How answers are generated.
+        metrics: Scores of the answers: see `FinetuneModule`.
+    """
+
+    def __init__(self, decoding: Decoding | None = None, metrics: list[str] | None = None) -> None:
+        super().__init__()
+        self.decoding = decoding or Decoding()
+        self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
+        self.network: nn.Module | None = None
+        self.tally = Tally()
+
+    @property
+    def data(self) -> FinetuneData:
+        """The data module of the trainer."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def forward(self, **inputs: Any) -> Any:
+        """The network's own forward."""
+        assert self.network is not None
+        return self.network(**inputs)
+
+    def summed_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
+        # said here and not in the network's configuration, which is saved with its weights
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+        logits = self(**inputs).logits[:, -batch["labels"].shape[1] :]  # without a prompt method's virtual tokens
+        return nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(),
+            batch["labels"][:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
+        if "labels" in batch:
+            self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
+        else:
+            self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds the answers to a batch of prompts to the tally."""
+        self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
+
+    def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
+        assert self.network is not None
+        encoder = self.data.encoder
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        decoding = replace(self.decoding, seed=self.decoding.seed + number)  # or every batch draws the same numbers
+        tokens = generate(
+            self.network, batch["input_ids"], batch["attention_mask"], decoding, encoder.stop_ids, encoder.pad_id
+        )
+        return [encoder.decode(answer) for answer in tokens]
+
+    def on_validation_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_test_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_predict_epoch_start(self) -> None:
+        """Empties the tally."""
+        self.tally = Tally()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val_loss`, `val_perplexity`, and the text scores where answers were generated."""
+        self._conclude("val", "validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test_loss`, `test_perplexity`, and the text scores."""
+        self._conclude("test", self.data.scored_split)
+
+    def on_predict_epoch_end(self) -> None:
+        """Brings the answers of all devices together."""
+        self.tally.gather()
+
+    def _conclude(self, prefix: str, split: Split) -> None:
+        self.tally.gather()
+        if self.tally.answers:
+            self.tally.score(self.data.records(split), self.metrics)
+        self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.global_step))  # the axis of every curve: Lightning's own counts from 0

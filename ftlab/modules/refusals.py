@@ -1,0 +1,77 @@
+"""Pairs of network, method and data that would train something else than was meant: refused before they train."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ftlab.data import FinetuneData
+from ftlab.data.layout import FLASH
+from ftlab.errors import UserError, one_line, out_of_memory
+from ftlab.evaluation.generation import virtual_tokens
+from ftlab.methods import Method
+from ftlab.modules.isolation import attention_is_isolated
+from ftlab.networks import Network
+
+
+def refuse_preferences(data: FinetuneData) -> None:
+    """The loss of answers alone cannot use pairs of them.
+
+    Raises:
+        UserError: The data holds pairs.
+    """
+    if data.has_preferences:
+        raise UserError(
+            f"data.path: {data.corpus.name} holds preference pairs, which need an objective of their own; to train on "
+            'the better answers alone give data.prompt and data.response: "{chosen}"'
+        )
+
+
+def refuse_other_base(method: Method, pretrained: Network) -> None:
+    """A method works on some kinds of base.
+
+    Raises:
+        UserError: Not on this one.
+    """
+    if (kind := pretrained.base_kind(method.quantization)) not in method.bases:
+        raise UserError(
+            f"model.method: {type(method).__name__} does not work on a base in {kind}, which {pretrained.path} is, "
+            f"only on {', '.join(sorted(method.bases))}: take another of the two"
+        )
+
+
+def refuse_long_rows(network: nn.Module, pretrained: Network, data: FinetuneData) -> None:
+    """Virtual tokens and the longest row must fit into the context together.
+
+    Raises:
+        UserError: They do not.
+    """
+    virtual, context = virtual_tokens(network), pretrained.context_length()
+    if not virtual or context is None:
+        return
+    longest = data.encoder.max_length if data.streaming else int(data.rows("train").lengths.max())
+    assert longest is not None  # the context, where nothing else is said
+    if longest + virtual > context:
+        raise UserError(
+            f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
+            f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
+        )
+
+
+def refuse_leaky_packs(network: nn.Module, pretrained: Network) -> None:
+    """Packed records must not see each other: tried on the network as it stands.
+
+    Raises:
+        UserError: In this network they do, or it cannot be tried.
+    """
+    flat = pretrained.attention in FLASH  # as the collator lays packs
+    try:
+        isolated, why = attention_is_isolated(network, 1 if flat else 2), "see each other"
+    except Exception as error:  # whatever a network raises on a batch that it was not made for
+        if out_of_memory(error):
+            raise
+        isolated, why = False, f"cannot be read ({one_line(error)})"
+    if not isolated:
+        raise UserError(
+            f"data.batching pack: in {pretrained.path} with this method packed records {why}, so the loss would be of "
+            "something else; set data.batching to bucket"
+        )
