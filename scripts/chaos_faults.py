@@ -112,13 +112,13 @@ def _opens(directory: Path) -> bool:
 
 
 def stopped(chaos: Chaos, place: Path, *options: str, after: int = 15) -> Path:
-    """Trains until some steps are saved, and kills; the newest checkpoint."""
+    """Trains until some steps are saved, and kills; the newest checkpoint that the run knows of."""
     command = chaos.fit(place, *options)
-    while command.wait(0) is None and newest(place)[0] < after:
+    while command.wait(0) is None and newest(place) < after:
         time.sleep(0.002)
     command.kill()
     command.wait()
-    return newest(place)[1]
+    return (run_of(place) / "checkpoints/last.ckpt").resolve()
 
 
 def truncate(path: Path, dice: random.Random) -> None:
@@ -273,7 +273,7 @@ def worker_killed(chaos: Chaos, result: Result) -> None:
     for _ in range(max(1, chaos.kills // 50)):
         place = chaos.new_place()
         command = chaos.fit(place, *workers)
-        while command.wait(0) is None and (newest(place)[0] < 5 or not command.children()):
+        while command.wait(0) is None and (newest(place) < 5 or not command.children()):
             time.sleep(0.002)
         os.kill(chaos.dice.choice(command.children()), signal.SIGKILL)
         command.wait(60)
@@ -286,7 +286,7 @@ def rank_killed(chaos: Chaos, result: Result) -> None:
     two = ["--trainer.devices", "2"]
     place = chaos.new_place()
     command = chaos.fit(place, *two, fresh=True)
-    while command.wait(0) is None and newest(place)[0] < 5:
+    while command.wait(0) is None and newest(place) < 5:
         time.sleep(0.01)
     os.kill(command.children()[0], signal.SIGKILL)
     code = command.wait(60)
@@ -320,7 +320,7 @@ def two_in_one_directory(chaos: Chaos, result: Result) -> None:
     for _ in range(max(1, chaos.kills // 50)):
         place = chaos.new_place()
         first = chaos.fit(place)
-        while first.wait(0) is None and newest(place)[0] < 3:
+        while first.wait(0) is None and newest(place) < 3:
             time.sleep(0.002)
         second = chaos.fit(place)
         second.wait()
@@ -337,9 +337,9 @@ def told_to_stop(chaos: Chaos, result: Result) -> None:
     while result.tried < max(1, chaos.kills // 8):
         place, told, good = chaos.new_place(), 0, True
         while told < 12:
-            began = newest(place)[0]
+            began = newest(place)
             command = chaos.fit(place)
-            while command.wait(0) is None and newest(place)[0] <= began:
+            while command.wait(0) is None and newest(place) <= began:
                 time.sleep(0.002)
             if command.wait(chaos.dice.uniform(0, 0.2)) is not None:
                 break

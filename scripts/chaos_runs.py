@@ -149,10 +149,9 @@ def left(place: Path) -> dict[str, bytes]:
     return files | {"curves": curves.encode()}
 
 
-def newest(place: Path) -> tuple[int, Path]:
-    """The step and the file of its newest checkpoint."""
-    found = [(int(path.name.split("-")[1]), path) for path in run_of(place).glob("checkpoints/last-*.ckpt")]
-    return max(found, default=(0, Path()))
+def newest(place: Path) -> int:
+    """The step of its newest checkpoint; 0 where there is none."""
+    return max((int(path.name.split("-")[1]) for path in run_of(place).glob("checkpoints/last-*.ckpt")), default=0)
 
 
 def bits_apart(one: dict[str, bytes], other: dict[str, bytes]) -> int:
