@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlab.errors import UserError
+from ftlab.errors import UserError, one_line
 from ftlab.networks import base_kind, fingerprint
 
 FILE = "base.json"
@@ -66,6 +66,21 @@ class Base:
             return self.untouched != other.untouched or (held_alike and self.matrices != other.matrices)
         return "float16" not in (self.dtype, other.dtype) and self.rounded != other.rounded
 
+    @classmethod
+    def noted(cls, directory: Path) -> Base:
+        """The one noted beside an adapter.
+
+        Raises:
+            UserError: The note cannot be read.
+        """
+        try:
+            return cls(**json.loads((directory / FILE).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:  # no JSON, or other fields
+            raise UserError(
+                f"{directory / FILE} is damaged or of another version of ftlab ({one_line(error)}): get it anew, or "
+                "delete it to have the adapter opened on whatever base it is given"
+            ) from error
+
     def write(self, directory: Path) -> None:
         """Writes it beside an adapter."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,7 +96,7 @@ def check_base(directory: Path, network: nn.Module) -> None:
     if not (directory / FILE).is_file():
         return
     assert isinstance(network, PreTrainedModel)
-    theirs, ours = Base(**json.loads((directory / FILE).read_text())), Base.of(network)
+    theirs, ours = Base.noted(directory), Base.of(network)
     if theirs.is_another(ours):
         raise UserError(
             f"{directory} was made on {_named(theirs)}, whose weights are not those of {_named(ours)}: open it on "

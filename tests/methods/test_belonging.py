@@ -52,6 +52,13 @@ def test_another_base_of_the_same_shape_is_refused(
     assert other.path in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"of_the_future": 1}', '{"revision": null}'])
+def test_a_note_that_cannot_be_read_is_refused(adapter: Path, network: Network, text: str) -> None:
+    (adapter / "base.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(f"{adapter / 'base.json'} is damaged or of another version")):
+        LoRA(r=4).load(network.model(), adapter)
+
+
 def test_the_same_base_in_few_bits_or_in_bfloat16_is_accepted(adapter: Path, network: Network) -> None:
     QLoRA(r=4).load(network.model(QLoRA(r=4).quantization), adapter)
     LoRA(r=4).load(Network(network.path, dtype="bfloat16").model(), adapter)
