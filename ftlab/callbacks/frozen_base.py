@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule
+from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
 
@@ -27,6 +28,11 @@ class FrozenBase(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.digest = self._digest(pl_module)
+        if len(set(gathered(self.digest))) > 1:
+            raise UserError(
+                "the processes of this run have opened different weights under model.network.path: have all nodes read "
+                "the same files"
+            )
         self._compare_with_run(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -111,6 +111,8 @@ class Preemption(pl.Callback):
             self._ask()
         if self._before:
             self._listen()  # Lightning has put its own handlers there
+            # its processes ask each other at every batch whether one of these was called (Lightning #21487)
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _ask_nobody  # type: ignore[method-assign]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._phase = "after"
@@ -151,3 +153,7 @@ class Preemption(pl.Callback):
         if self._timer:
             self._timer.cancel()
         raise Preempted(self._said(f"at step {trainer.global_step}: {self.checkpoints.run.next_start()}"))
+
+
+def _ask_nobody() -> None:
+    """What processes have to tell each other goes along with the step's own collective."""

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -14,6 +15,17 @@ T = TypeVar("T")
 def distributed() -> bool:
     """Whether there are other processes."""
     return dist.is_available() and dist.is_initialized()
+
+
+def share_only(module: nn.Module, names: set[str]) -> None:
+    """Has DistributedDataParallel send these parameters alone from one process to the others.
+
+    It would send the frozen base when it is made, and every buffer again at each forward. All processes read them from
+    the same files; `FrozenBase` compares what they have read.
+    """
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    own = [name for name, _ in tensors if name not in names]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, own)
 
 
 def summed(values: Tensor, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
-from ftlab.modules.devices import distributed, gathered, summed
+from ftlab.modules.devices import distributed, gathered, share_only, summed
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
@@ -122,6 +122,7 @@ class FinetuneModule(JudgedModule):
         self.network = self.method.adapt(network, batches).train()
         if fitting:
             refuse_long_rows(self.network, self.pretrained, self.data)
+        share_only(self, self.trained_names())
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:
         for batch in self.data.batches():

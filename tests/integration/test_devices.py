@@ -1,0 +1,197 @@
+"""1, 2 and 4 processes with the same global batch: the same losses, gradients and weights; each record once."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from ranks import on_ranks
+from torch import Tensor
+
+from ftlab.callbacks import Checkpoints, FrozenBase, Preemption
+from ftlab.data import FinetuneData
+from ftlab.errors import UserError
+from ftlab.evaluation.generation import Decoding
+from ftlab.methods import Full, LoRA, Method
+from ftlab.modules import Constant, FinetuneModule
+from ftlab.networks import Network
+from ftlab.runs import Run, RunOptions
+
+METHODS: dict[str, Callable[[], Method]] = {"full": Full, "lora": lambda: LoRA(r=4, dropout=0.0)}
+WORLDS = (1, 2, 4)
+GLOBAL_BATCH = 8
+"""Of 15 records: the last global batch has seven, and one process of several a record less than the others."""
+
+
+class Seen(pl.Callback):
+    """The loss and the gradient of each optimiser step, as the optimiser sees it."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def keep(*_: Any) -> None:
+            self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+        trainer.optimizers[0].register_step_pre_hook(keep)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if "train_loss" in trainer.callback_metrics:
+            self.losses.append(float(trainer.callback_metrics["train_loss"]))
+
+
+def trained(method: str, network: Network, data_path: str, place: str, devices: int) -> dict[str, Any]:
+    """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
+    made, seen = METHODS[method](), Seen()
+    module = FinetuneModule(
+        made, network, lambda groups: torch.optim.SGD(groups, lr=0.1), Constant(), decoding=Decoding(max_new_tokens=4)
+    )
+    data = FinetuneData(
+        network, data_path, template="plain", batch_size=GLOBAL_BATCH // devices, eval_batch_size=2, batching="pad"
+    )
+    data.answers_in_validation = True
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_epochs=2,
+        callbacks=[seen],
+        logger=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=place,
+    )
+    trainer.fit(module, data)
+    assert module.network is not None
+    return {
+        "losses": seen.losses,
+        "gradients": seen.gradients,
+        "weights": {name: module.get_parameter(name).detach() for name in module.trained_names()},
+        "val_loss": float(trainer.callback_metrics["val_loss"]),
+        "answers": module.tally.answers,
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_devices_share_the_work_of_one(method: str, network: Network, data_path: str, tmp_path: Any) -> None:
+    wide = Network(network.path, dtype="float64")
+    worlds = {
+        devices: on_ranks(devices, partial(trained, method, wide, data_path, str(tmp_path), devices))
+        for devices in WORLDS
+    }
+    alone = worlds[1][0]
+    assert len(alone["losses"]) == len(alone["gradients"]) == 4
+    assert set(alone["answers"]) == set(range(5))
+    for devices in WORLDS[1:]:
+        for rank in worlds[devices]:
+            assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+            assert rank["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-6)
+            assert rank["answers"] == alone["answers"]
+            for here, there in zip(rank["gradients"], alone["gradients"], strict=True):
+                torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(rank["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
+
+
+class Collectives(pl.Callback):
+    """What crosses between processes in the third step: operation and number of values, with its count.
+
+    In the second, DistributedDataParallel once says in what order gradients come.
+    """
+
+    def __init__(self) -> None:
+        self.found: Counter[tuple[str, int]] = Counter()
+        self._profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, acc_events=True
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 2 and not trainer.fit_loop._should_accumulate():
+            self._profile.start()
+        if trainer.global_step == 3:
+            self._profile.stop()
+            for event in self._profile.events() or ():
+                if event.name.startswith("gloo:"):
+                    size = sum(torch.Size(shape).numel() for shape in event.input_shapes)
+                    self.found[event.name.removeprefix("gloo:"), size] += 1
+
+
+def crossed(network: Network, data_path: str, place: Path) -> tuple[dict[tuple[str, int], int], int]:
+    """The collectives of a step of two micro-batches, and the number of values that are trained."""
+    collectives, run = Collectives(), Run(place / "run")
+    module = FinetuneModule(LoRA(r=4), network, schedule=Constant())
+    data = FinetuneData(network, data_path, template="plain", batch_size=1, batching="pad")
+    with Preemption(Checkpoints(run), RunOptions()) as preemption:
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=1,  # of seven micro-batches
+            accumulate_grad_batches=2,
+            callbacks=[preemption, collectives],
+            limit_val_batches=0,
+            logger=False,
+            log_every_n_steps=100,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=place,
+        )
+        trainer.fit(module, data)
+    return dict(collectives.found), sum(module.get_parameter(name).numel() for name in module.trained_names())
+
+
+def test_gradients_of_what_is_trained_cross_once_a_step_and_nothing_else(
+    network: Network, data_path: str, tmp_path: Path
+) -> None:
+    told = 1 + 2 + 1  # number of targets, wishes to save or to stop, loss
+    for found, trained_values in on_ranks(2, partial(crossed, network, data_path, tmp_path)):
+        assert found == {("all_reduce", trained_values): 1, ("all_reduce", told): 1}
+
+
+def opened_apart(networks: list[Network], data_path: str, place: Path) -> str:
+    """What a process says whose companion has opened another network of the same shape."""
+    network = networks[int(os.environ["LOCAL_RANK"])]
+    module = FinetuneModule(LoRA(r=4), network, schedule=Constant())
+    data = FinetuneData(network, data_path, template="plain", batch_size=1, batching="pad")
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_steps=1,
+        callbacks=[FrozenBase()],
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=place,
+    )
+    try:
+        trainer.fit(module, data)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_processes_that_read_different_weights_are_refused(network: Network, data_path: str, tmp_path: Path) -> None:
+    model = network.model()
+    model.get_parameter("model.norm.weight").data[0] += 1e-3
+    model.save_pretrained(tmp_path / "other")
+    network.tokenizer().save_pretrained(tmp_path / "other")
+    other = Network(str(tmp_path / "other"))
+    for said in on_ranks(2, partial(opened_apart, [network, other], data_path, tmp_path)):
+        assert said.startswith("the processes of this run have opened different weights under model.network.path")
