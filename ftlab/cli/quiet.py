@@ -16,6 +16,7 @@ _LOG_LINES = [
     ("transformers.integrations.bitsandbytes", "The modules are dequantized"),
     # the configuration says the seed and the devices
     ("lightning.fabric.utilities.seed", "Seed set to"),
+    ("lightning.fabric.utilities.seed", "[rank: "),
     ("lightning.pytorch.utilities.rank_zero", "GPU available"),
     ("lightning.pytorch.utilities.rank_zero", "TPU available"),
     ("lightning.pytorch.utilities.rank_zero", "Using bfloat16"),
@@ -40,6 +41,8 @@ _WARNINGS = [
     # Lightning of jsonargparse
     r"(?s).*By default only one JsonargparseDeprecationWarning.*",
     r"(?s).*``instantiate_classes`` was deprecated.*",
+    # a cluster's login node is a machine, too
+    r".*The `srun` command is available on your system but is not used.*",
     # batches are put together from memory: workers would cost more than they bring
     r".*does not have many workers.*",
     # short runs log at the interval that they ask for

@@ -20,7 +20,13 @@ from ftlab.modules.devices import distributed, gathered, share_only, summed
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
-from ftlab.modules.refusals import refuse_leaky_packs, refuse_long_rows, refuse_other_base, refuse_preferences
+from ftlab.modules.refusals import (
+    refuse_leaky_packs,
+    refuse_long_rows,
+    refuse_other_base,
+    refuse_preferences,
+    refuse_sharding,
+)
 from ftlab.modules.resuming import (
     asked_of,
     follow_schedule,
@@ -110,6 +116,7 @@ class FinetuneModule(JudgedModule):
         """Opens and adapts the network; called again, it returns at once."""
         if self.network is not None:
             return
+        refuse_sharding(self.trainer.strategy)
         if fitting := self.trainer.state.fn == TrainerFn.FITTING:
             refuse_preferences(self.data)
         refuse_other_base(self.method, self.pretrained)

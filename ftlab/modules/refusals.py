@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
 from ftlab.data import FinetuneData
@@ -11,6 +12,19 @@ from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.networks import Network
+
+
+def refuse_sharding(strategy: Strategy) -> None:
+    """A network in shards would be clipped by the norm of one of them, and saved without the others.
+
+    Raises:
+        UserError: The strategy shards it.
+    """
+    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        raise UserError(
+            f"trainer.strategy: {type(strategy).__name__} is none that ftlab can train, save and resume exactly yet: "
+            "take ddp; where memory is short, model.network.dtype bfloat16 or a method over a base in few bits"
+        )
 
 
 def refuse_preferences(data: FinetuneData) -> None:

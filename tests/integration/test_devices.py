@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from ranks import on_ranks
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from ftlab.modules import Constant, FinetuneModule
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions
 
+Make = Callable[..., Any]
 METHODS: dict[str, Callable[[], Method]] = {"full": Full, "lora": lambda: LoRA(r=4, dropout=0.0)}
 WORLDS = (1, 2, 4)
 GLOBAL_BATCH = 8
@@ -48,7 +50,7 @@ class Seen(pl.Callback):
             self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
 
-def trained(method: str, network: Network, data_path: str, place: str, devices: int) -> dict[str, Any]:
+def trained(method: str, network: Network, data_path: str, make_trainer: Make, devices: int) -> dict[str, Any]:
     """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
     made, seen = METHODS[method](), Seen()
     module = FinetuneModule(
@@ -58,20 +60,12 @@ def trained(method: str, network: Network, data_path: str, place: str, devices: 
         network, data_path, template="plain", batch_size=GLOBAL_BATCH // devices, eval_batch_size=2, batching="pad"
     )
     data.answers_in_validation = True
-    trainer = pl.Trainer(
-        accelerator="cpu",
+    trainer = make_trainer(
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_epochs=2,
         callbacks=[seen],
-        logger=False,
-        log_every_n_steps=1,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=place,
+        limit_val_batches=1.0,
     )
     trainer.fit(module, data)
     assert module.network is not None
@@ -85,10 +79,10 @@ def trained(method: str, network: Network, data_path: str, place: str, devices: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_devices_share_the_work_of_one(method: str, network: Network, data_path: str, tmp_path: Any) -> None:
+def test_devices_share_the_work_of_one(method: str, network: Network, data_path: str, make_trainer: Make) -> None:
     wide = Network(network.path, dtype="float64")
     worlds = {
-        devices: on_ranks(devices, partial(trained, method, wide, data_path, str(tmp_path), devices))
+        devices: on_ranks(devices, partial(trained, method, wide, data_path, make_trainer, devices))
         for devices in WORLDS
     }
     alone = worlds[1][0]
@@ -127,71 +121,58 @@ class Collectives(pl.Callback):
                     self.found[event.name.removeprefix("gloo:"), size] += 1
 
 
-def crossed(network: Network, data_path: str, place: Path) -> tuple[dict[tuple[str, int], int], int]:
-    """The collectives of a step of two micro-batches, and the number of values that are trained."""
-    collectives, run = Collectives(), Run(place / "run")
+def crossed(
+    network: Network, data_path: str, make_trainer: Make, place: Path, devices: int, accumulate: int
+) -> tuple[dict[tuple[str, int], int], int]:
+    """The collectives of a step, and the number of values that are trained."""
+    collectives = Collectives()
     module = FinetuneModule(LoRA(r=4), network, schedule=Constant())
     data = FinetuneData(network, data_path, template="plain", batch_size=1, batching="pad")
-    with Preemption(Checkpoints(run), RunOptions()) as preemption:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            devices=2,
+    with Preemption(Checkpoints(Run(place / "run")), RunOptions()) as preemption:
+        trainer = make_trainer(
+            devices=devices,
             strategy="ddp",
-            max_epochs=1,  # of seven micro-batches
-            accumulate_grad_batches=2,
+            accumulate_grad_batches=accumulate,
             callbacks=[preemption, collectives],
-            limit_val_batches=0,
-            logger=False,
             log_every_n_steps=100,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            default_root_dir=place,
         )
         trainer.fit(module, data)
     return dict(collectives.found), sum(module.get_parameter(name).numel() for name in module.trained_names())
 
 
+@pytest.mark.parametrize(("devices", "accumulate"), [(2, 2), (4, 1)])  # each has a third step in an epoch of 15 records
 def test_gradients_of_what_is_trained_cross_once_a_step_and_nothing_else(
-    network: Network, data_path: str, tmp_path: Path
+    devices: int, accumulate: int, network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
     told = 1 + 2 + 1  # number of targets, wishes to save or to stop, loss
-    for found, trained_values in on_ranks(2, partial(crossed, network, data_path, tmp_path)):
+    work = partial(crossed, network, data_path, make_trainer, tmp_path, devices, accumulate)
+    for found, trained_values in on_ranks(devices, work):
         assert found == {("all_reduce", trained_values): 1, ("all_reduce", told): 1}
 
 
-def opened_apart(networks: list[Network], data_path: str, place: Path) -> str:
-    """What a process says whose companion has opened another network of the same shape."""
+def refused(networks: list[Network], data_path: str, make_trainer: Make, strategy: Any) -> str:
+    """What a process says that opens the network of its rank and must not train it."""
     network = networks[int(os.environ["LOCAL_RANK"])]
     module = FinetuneModule(LoRA(r=4), network, schedule=Constant())
     data = FinetuneData(network, data_path, template="plain", batch_size=1, batching="pad")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_steps=1,
-        callbacks=[FrozenBase()],
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=place,
-    )
-    try:
-        trainer.fit(module, data)
-    except UserError as error:
-        return str(error)
-    return ""
+    with pytest.raises(UserError) as caught:
+        make_trainer(devices=2, strategy=strategy, callbacks=[FrozenBase()]).fit(module, data)
+    return str(caught.value)
 
 
-def test_processes_that_read_different_weights_are_refused(network: Network, data_path: str, tmp_path: Path) -> None:
+def test_processes_that_read_different_weights_are_refused(
+    network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+) -> None:
     model = network.model()
     model.get_parameter("model.norm.weight").data[0] += 1e-3
     model.save_pretrained(tmp_path / "other")
     network.tokenizer().save_pretrained(tmp_path / "other")
-    other = Network(str(tmp_path / "other"))
-    for said in on_ranks(2, partial(opened_apart, [network, other], data_path, tmp_path)):
+    networks = [network, Network(str(tmp_path / "other"))]
+    for said in on_ranks(2, partial(refused, networks, data_path, make_trainer, "ddp")):
         assert said.startswith("the processes of this run have opened different weights under model.network.path")
+
+
+def test_a_network_in_shards_is_refused(network: Network, data_path: str, make_trainer: Make) -> None:
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    for said in on_ranks(2, partial(refused, [network] * 2, data_path, make_trainer, strategy)):
+        assert said.startswith("trainer.strategy: ModelParallelStrategy is none that ftlab can train")
