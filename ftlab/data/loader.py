@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ftlab.data.collators import Batch
-from ftlab.data.remainder import Place, left
+from ftlab.data.remainder import Place, left, refuse_other_batches
 from ftlab.data.samplers import TrainingBatchSampler
-from ftlab.errors import UserError
 
 
 class RowLoader:
@@ -80,12 +79,7 @@ class RowLoader:
         Raises:
             UserError: The records, the seed, the global batch, or the way of making batches were others then.
         """
-        for name, value in self.sampler.identity().items():
-            if state.get(name) != value:
-                raise UserError(
-                    f"the run to resume had {name.replace('_', ' ')} {state.get(name)} and this one has {value}, "
-                    "so it would train other batches; resume with the same data, seed, batch and devices"
-                )
+        refuse_other_batches(state, self.sampler.identity())
         place = Place.of(state)
         if place.batches >= min(self._taken, place.begun + len(self._epoch(place))):
             # Lightning does not ask for a new iterator after a checkpoint at the end of an epoch, and would skip the

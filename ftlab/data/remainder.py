@@ -6,6 +6,7 @@ left out, but for the few at its end that do not go into the ranks evenly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +20,7 @@ from ftlab.data.samplers import (
     TrainingBatchSampler,
     shuffled_places,
 )
+from ftlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,27 @@ def _alone(state: dict[str, Any], sampler: TrainingBatchSampler) -> TrainingBatc
 
 def _flat(batch: list[Any]) -> list[int]:
     return [place for item in batch for place in (item if isinstance(item, list) else [item])]
+
+
+def refuse_other_batches(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuses to go on with other batches.
+
+    Args:
+        theirs: What the batches depended on that were interrupted; it may hold more.
+        ours: What these depend on.
+
+    Raises:
+        UserError: Some of it differs.
+    """
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise other_batches(name.replace("_", " "), theirs.get(name), value)
+
+
+def other_batches(what: str, theirs: Any, ours: Any) -> UserError:
+    """The refusal of a resume whose batches would be others."""
+    return UserError(
+        f"the run to resume had {what} {theirs} and this one has {ours}, so it would train other batches: resume with "
+        "the same data, seed, batch and devices, start another run (--run.name), or go on all the same (--run.resume "
+        "force)"
+    )

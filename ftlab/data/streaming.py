@@ -32,6 +32,7 @@ from ftlab.data.leaks import Fingerprints, LeakIndex
 from ftlab.data.mixing import Mixing, interleave
 from ftlab.data.preparation import Part, Task, parts
 from ftlab.data.records import Split
+from ftlab.data.remainder import other_batches, refuse_other_batches
 from ftlab.data.samplers import shuffled_window
 from ftlab.data.sources import SplitSource
 from ftlab.data.store import Prepared, row_at
@@ -263,9 +264,7 @@ class StreamLoader(Iterator[Batch]):
         Raises:
             UserError: The data, the seed, the window or the global batch were others then.
         """
-        for name, value in self.identity().items():
-            if state.get(name) != value:
-                raise _other(name.replace("_", " "), state.get(name), value)
+        refuse_other_batches(state, self.identity())
         self._epoch, self._rows, self._digest = state["epoch"], state["rows"], state["digest"]
         self._consumed = state["batches"]
         self._iterator = None
@@ -300,9 +299,9 @@ class StreamLoader(Iterator[Batch]):
                 _add(row, digest)
                 skipped += 1
             if skipped < self._rows:
-                raise _other("rows in an epoch", f"at least {self._rows}", skipped)
+                raise other_batches("rows in an epoch", f"at least {self._rows}", skipped)
             if skipped and digest.hexdigest() != self._digest:
-                raise _other("rows", self._digest, digest.hexdigest())
+                raise other_batches("rows", self._digest, digest.hexdigest())
             for batch in self._cut(rows):
                 for row in batch:
                     _add(row, digest)
@@ -390,10 +389,3 @@ def _outline(source: SplitSource) -> str:
     """What can be said of a split's records without reading them."""
     files = [(file.relative_to(source.root).as_posix(), file.stat().st_size) for file in source.files]
     return repr((files, source.dataset._fingerprint if source.dataset is not None else None))
-
-
-def _other(name: str, theirs: Any, ours: Any) -> UserError:
-    return UserError(
-        f"the run to resume had {name} {theirs} and this one has {ours}, so it would train other batches; resume with "
-        "the same data, seed, window, batch and devices"
-    )

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
@@ -31,7 +32,6 @@ from ftlab.modules.resuming import (
     asked_of,
     follow_schedule,
     hand_over_loops,
-    refuse_other_batches,
     refuse_other_optimizer,
     refuse_other_tensors,
     take_own_optimizer,

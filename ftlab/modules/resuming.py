@@ -44,21 +44,6 @@ def refuse_other_tensors(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor
             )
 
 
-def refuse_other_batches(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuses to go on with other batches; the loader would too, but where Lightning covers what it says.
-
-    Raises:
-        UserError: What batches depend on differs.
-    """
-    for name in {**theirs, **ours}:
-        if theirs.get(name) != ours.get(name):
-            raise UserError(
-                f"the run to resume had {name.replace('_', ' ')} {theirs.get(name)} and this one has "
-                f"{ours.get(name)}, so it would train other batches: resume with the same data, seed, batch and "
-                "devices, start another run (--run.name), or go on all the same (--run.resume force)"
-            )
-
-
 def asked_of(optimizer: Optimizer) -> dict[str, Any]:
     """What an optimiser was made as: its class, and the hyperparameters of each group, as text."""
     return {

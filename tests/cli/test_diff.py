@@ -11,16 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_experiment import curves
 
 from ftlab.runs import Run
-
-TIMES = ("tokens_per_second", "peak_memory")
-
-
-def curves(run: Path) -> list[list[str]]:
-    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    kept = [place for place, name in enumerate(header) if name not in TIMES]
-    return [[row[place] for place in kept] for row in [header, *rows]]
 
 
 def test_a_run_repeated_from_its_own_record_in_another_process_is_the_same_to_the_byte(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_experiment import results
 
 STEPS = 60
 RUN = Path("runs/tiny/stopped")
@@ -57,14 +58,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     _, err = process.communicate(timeout=120)
     assert "Traceback" not in err, err
     return process.returncode, (err.splitlines() or [""])[-1]
-
-
-def results(run: Path) -> dict[str, bytes | list[list[str]]]:
-    """What must not depend on how often the run was stopped: the weights, and the curves but for times and memory."""
-    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    kept = [place for place, name in enumerate(header) if name not in ("tokens_per_second", "peak_memory")]
-    curves = [[row[place] for place in kept] for row in [header, *rows]]
-    return {"weights": (run / "model/adapter_model.safetensors").read_bytes(), "curves": curves}
 
 
 @pytest.fixture

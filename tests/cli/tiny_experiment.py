@@ -1,4 +1,4 @@
-"""The experiment that tests of the command line run: small, and as `fit -c tiny.yaml` finds it."""
+"""The experiment that tests of the command line run, small and as `fit -c tiny.yaml` finds it; and what it leaves."""
 
 from pathlib import Path
 
@@ -48,3 +48,15 @@ def write_experiment(
         "run": {"checkpoints": {"every_n_steps": checkpoint}},
     }
     (place / "tiny.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
+
+
+def curves(run: Path) -> list[list[str]]:
+    """The cells of metrics.csv, header first, without what no two runs share: times and memory."""
+    header, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+    kept = [place for place, name in enumerate(header) if name not in ("tokens_per_second", "peak_memory")]
+    return [[row[place] for place in kept] for row in [header, *rows]]
+
+
+def results(run: Path) -> dict[str, bytes | list[list[str]]]:
+    """What must not depend on how often a run was stopped, or by what: the adapter and the curves."""
+    return {"weights": (run / "model/adapter_model.safetensors").read_bytes(), "curves": curves(run)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tiny_experiment import write_experiment
+from tiny_experiment import results, write_experiment
 
 from ftlab.networks import Network
 
@@ -109,11 +109,7 @@ class Fit:
 
     @property
     def results(self) -> dict[str, object]:
-        """What must not depend on what broke: the weights, and the curves but for times and memory."""
-        header, *rows = [line.split(",") for line in (self.run / "metrics.csv").read_text().splitlines()]
-        kept = [place for place, name in enumerate(header) if name not in ("tokens_per_second", "peak_memory")]
-        curves = [[row[place] for place in kept] for row in [header, *rows]]
-        return {"weights": (self.run / "model/adapter_model.safetensors").read_bytes(), "curves": curves}
+        return results(self.run)
 
     def leftovers(self) -> list[str]:
         """Files that were being written."""
