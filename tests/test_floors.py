@@ -16,7 +16,7 @@ FLOORS = [
     {"__init__", "errors"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other
-    {"modules"},
+    {"modules", "cluster"},
     {"callbacks"},
     {"sweeps", "reports", "planning"},
     {"testing"},

@@ -19,14 +19,20 @@ VERBS = {
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
     "diff": "say in what two runs differ, and whether their results are equal",
+    "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
 }
+
+ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
+come to its end; the profile is that of slurm/profiles/, by default default.yaml. The same command again finds the job.
+--dry-run prints the script and submits nothing; --after JOB has the job wait for another's good end"""
 
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "generate": "ftlab.cli.generate",
     "export": "ftlab.cli.export",
     "diff": "ftlab.cli.diff",
+    "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
 }
 

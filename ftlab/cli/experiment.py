@@ -15,6 +15,7 @@ import torch
 import transformers
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -31,7 +32,7 @@ from ftlab.callbacks import (
     Throughput,
     Whereabouts,
 )
-from ftlab.cli import VERBS
+from ftlab.cli import ON_SLURM, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
@@ -79,7 +80,7 @@ class Experiment(LightningCLI):
                     seed_everything_default=42,
                     parser_kwargs={
                         "prog": f"ftlab {verb}",
-                        "description": VERBS[verb],
+                        "description": VERBS[verb] + (f".\n\n{ON_SLURM}" if verb == "fit" else ""),
                         "exit_on_error": False,
                         "allow_abbrev": False,
                     },
@@ -159,6 +160,7 @@ class Experiment(LightningCLI):
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
+        config["plugins"] = _with_slurm(config["plugins"])
         own = [] if isinstance(config["logger"], bool | None) else config["logger"]
         loggers = [self.curves, *(own if isinstance(own, list) else [own])]
         return super().instantiate_trainer(
@@ -213,6 +215,16 @@ class Experiment(LightningCLI):
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
         return self.open_saved(self.run.saved_model(), device)
+
+
+def _with_slurm(plugins: Any) -> Any:
+    """The trainer's plugins, under SLURM with one that leaves signals to Preemption: Lightning's own handlers would
+    save within a step, and put the job back into the queue themselves."""
+    own = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    chosen = any(isinstance(plugin, ClusterEnvironment) for plugin in own)
+    if chosen or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return plugins
+    return [*own, SLURMEnvironment(auto_requeue=False)]
 
 
 def _seed_of(name: str) -> Callable[[Any, int], int]:

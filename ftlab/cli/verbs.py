@@ -13,6 +13,7 @@ from rich.table import Table
 from ftlab.callbacks import ModelWriter, peak_memory
 from ftlab.cli.breakdowns import breakdowns, situation_of
 from ftlab.cli.experiment import Experiment, trainer_refusals
+from ftlab.cli.on_slurm import asked_for, submit, unchanged
 from ftlab.cli.provenance import facts, session
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
@@ -21,6 +22,9 @@ from ftlab.runs import files_under, short_hash
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
+    submission, arguments = asked_for(verb, arguments)
+    if submission:
+        return submit(submission, arguments)
     verbs = {"fit": fit, "validate": validate, "test": test, "predict": predict}
     with trainer_refusals():
         experiment = Experiment(arguments, verb)
@@ -37,9 +41,10 @@ def fit(experiment: Experiment) -> None:
         raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
     module.forced = experiment.config.run.resume == "force"
     config, owner = experiment.resolved(), trainer.is_global_zero
+    unchanged(run, config)
     config["run"]["resume"] = "exact"  # or what was forced once would be for ever
     with experiment.preemption, run.claimed(config, owner, module.forced):
-        if run.finished:
+        if run.finished_as(config):
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return
         experiment.datamodule.setup("fit")

@@ -9,6 +9,7 @@ runs/<experiment>/<run>/
   model/               what the method saved: loads with transformers and peft alone
   predictions/*.jsonl  a line a record
   scores.json          metric name to number
+  slurm/               of a run that was submitted: what its jobs print, job.sh, job.json
 """
 
 from ftlab.runs.checkpoint_files import CheckpointFiles

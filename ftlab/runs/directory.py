@@ -20,6 +20,8 @@ from ftlab.runs.lock import locked
 from ftlab.runs.sessions import begun, ended
 
 _UNFINISHED = re.compile(r"\..+\.\d+|\.model")
+LOGS_OF_JOBS = "slurm"
+"""What a job's submission writes into a run's directory, before the run is there, and what the job prints."""
 _LATER_IS_LONGER = ("trainer.max_steps", "trainer.max_epochs", "model.skip_nonfinite")
 
 
@@ -51,6 +53,13 @@ class Run:
     def finished(self) -> bool:
         """Whether its training has come to its end."""
         return self.record().get("state") == "finished"
+
+    def finished_as(self, config: Mapping[str, Any]) -> bool:
+        """Whether the run that `config` describes has come to its end: one that is to train longer has not.
+
+        The configuration is read before the state, which another process that begins at the same time writes first.
+        """
+        return self.config.is_file() and not self.differences(config) and self.finished
 
     def next_start(self) -> str:
         """What the command that trains this run does when it is given again, to end a sentence with."""
@@ -84,7 +93,7 @@ class Run:
 
         A configuration that only trains longer, or leaves out more steps, is the same run: it is noted as no longer
         finished, and config.yaml says so. Leaves nothing behind where the run is new and fails before its first
-        checkpoint, and the run as it was where a changed one fails before the next.
+        checkpoint, but the logs of its jobs; and the run as it was where a changed one fails before the next.
 
         Args:
             config: Resolved.
@@ -98,11 +107,7 @@ class Run:
             yield
             return
         new = not self.config.is_file()
-        if new and self.directory.exists() and any(not path.name.startswith(".") for path in self.directory.iterdir()):
-            raise UserError(f"{self.directory} is not empty and holds no run: choose another --run.name")
-        changed = {} if new else self.differences(config)
-        if not force:
-            self._refuse_other(changed)
+        changed = self.admitted(config, force)
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):
             stood = self.last.resolve()
@@ -113,25 +118,55 @@ class Run:
             ]
             try:
                 self._clean()
-                if new or changed:
-                    write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
                 if changed:
                     self._note_change(changed)
+                if new or changed:
+                    write_atomically(self.config, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
                 yield
             except BaseException:
                 if self.last.resolve() == stood:
                     for path, text in said:
                         write_atomically(path, text)
                 if new and not self.last.is_file() and not self.best.is_file():
-                    shutil.rmtree(self.directory, ignore_errors=True)
-                    with suppress(OSError):  # others have runs there
-                        self.directory.parent.rmdir()
-                        self.directory.parent.parent.rmdir()
+                    self._remove()
                 else:
                     with suppress(OSError):  # on a disk that is full there is something else to be told
                         if self._at_work and self.record().get("state") == "running":  # not one killed before
                             self.end("failed")
                 raise
+
+    def admitted(self, config: Mapping[str, Any], force: bool = False) -> dict[str, tuple[Any, Any]]:
+        """In what the run that `config` describes differs from the one in the directory, where it may go on as that.
+
+        Args:
+            config: Resolved.
+            force: Take any configuration for the same run.
+
+        Raises:
+            UserError: The directory holds another run, or something else.
+        """
+        if not self.config.is_file():
+            there = self.directory.iterdir() if self.directory.exists() else ()
+            if any(not path.name.startswith(".") and path.name != LOGS_OF_JOBS for path in there):
+                raise UserError(f"{self.directory} is not empty and holds no run: choose another --run.name")
+            return {}
+        changed = self.differences(config)
+        if not force:
+            self._refuse_other(changed)
+        return changed
+
+    def _remove(self) -> None:
+        for path in self.directory.iterdir():
+            if path.name == LOGS_OF_JOBS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # there are logs of a job, or others have runs there
+            self.directory.rmdir()
+            self.directory.parent.rmdir()
+            self.directory.parent.parent.rmdir()
 
     def _clean(self) -> None:
         """Removes what processes that were killed were about to write."""
