@@ -155,11 +155,15 @@ def _processes(trainer: Mapping[str, Any], profile: cluster.Profile, name: str) 
     on_gpus = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
     if not on_gpus:
         return devices or 1
-    if devices not in (None, gpus) or not gpus:
-        asked = "none is asked for" if devices is None else f"trainer.devices is {trainer['devices']}"
+    if not gpus:
         raise UserError(
-            f"slurm/profiles/{name}.yaml has {gpus} GPUs a node, and {asked}: give --trainer.devices {gpus or 1} or a "
-            f"profile with gpus: {devices or 1} (--on slurm:PROFILE)"
+            f"slurm/profiles/{name}.yaml has gpus: 0, and trainer.accelerator is {accelerator}: give a profile with "
+            "GPUs (--on slurm:PROFILE), or --trainer.accelerator cpu"
+        )
+    if devices not in (None, gpus):
+        raise UserError(
+            f"slurm/profiles/{name}.yaml has gpus: {gpus}, and trainer.devices is {trainer['devices']}: give "
+            f"--trainer.devices {gpus}, or a profile with gpus: {devices} (--on slurm:PROFILE)"
         )
     return gpus
 

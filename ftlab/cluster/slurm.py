@@ -62,6 +62,20 @@ def installed(*commands: str) -> bool:
     return all(shutil.which(command) for command in commands)
 
 
+def require(*commands: str) -> None:
+    """Sees to it that these commands of SLURM are there.
+
+    Raises:
+        UserError: One is not.
+    """
+    for command in commands:
+        if not installed(command):
+            raise UserError(
+                f"there is no SLURM on this machine ({command} is not found): give the command where jobs are "
+                "submitted from, or leave out --on slurm"
+            )
+
+
 def jobs() -> list[Job]:
     """All of this user's jobs that SLURM still knows of, those that are over for some minutes.
 
@@ -91,11 +105,7 @@ def submit(script: Path) -> str:
 
 
 def _ask(command: str, *options: str) -> str:
-    if not installed(command):
-        raise UserError(
-            f"there is no SLURM on this machine ({command} is not found): give the command where jobs are submitted "
-            "from, or leave out --on slurm"
-        )
+    require(command)
     # what is set in a job must not have a say in one that is submitted from within it
     clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
     try:

@@ -23,9 +23,17 @@ _PATIENCE = 300
 """Seconds in which another launcher of the same job must be done."""
 
 
+_MARK = "ftlab:"
+
+
 def mark_of(directory: Path) -> str:
     """The comment by which the job that works in `directory` is found."""
-    return f"ftlab:{directory.resolve()}"
+    return f"{_MARK}{directory.resolve()}"
+
+
+def directory_of(job: slurm.Job) -> Path | None:
+    """Where a job works; None for one that is not ftlab's."""
+    return Path(job.mark.removeprefix(_MARK)) if job.mark.startswith(_MARK) else None
 
 
 def job_of(directory: Path, jobs: Sequence[slurm.Job]) -> list[slurm.Job]:
@@ -66,8 +74,7 @@ def submit_once(
     Raises:
         UserError: There is no SLURM, or it refuses the job.
     """
-    if not slurm.installed("sbatch", "squeue"):
-        slurm.jobs()  # says so
+    slurm.require("sbatch", "squeue")
     place = directory / LOGS_OF_JOBS
     with _made(place), FileLock(place / ".lock", timeout=_PATIENCE):
         there = job_of(directory, slurm.jobs())

@@ -36,8 +36,13 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def states(job: str) -> list[str]:
+    """Of each job of an array."""
+    return slurm("squeue", "-h", "-r", "-t", "all", "-j", job, "-o%T").split()
+
+
 def state(job: str) -> str:
-    return slurm("squeue", "-h", "-t", "all", "-j", job, "-o%T")
+    return " ".join(states(job))
 
 
 def submitted(run: Path) -> str:

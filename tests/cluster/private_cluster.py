@@ -28,7 +28,7 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,batch_sched_delay=0,sched_min_interval=0,sched_interval=2
 PriorityType=priority/basic
-ReturnToService=2
+ReturnToService=1
 JobRequeue=1
 MinJobAge=3600
 DefMemPerCPU={memory_of_cpu}

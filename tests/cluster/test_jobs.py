@@ -1,14 +1,18 @@
 """Runs as jobs of a real SLURM: trained, preempted, failed, cancelled, waiting for one another, submitted twice."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from job_watching import Answer, log, slurm, state, submitted, wait, wait_for_state
+from job_watching import Answer, log, slurm, state, states, submitted, wait, wait_for_state, write_profile
 from private_cluster import PrivateCluster
 
 from ftlab.cli import main
+from ftlab.cluster import Profile, submit_array
 
 pytestmark = pytest.mark.slurm
 
@@ -20,7 +24,7 @@ from ftlab.methods import LoRA
 
 class Slow(LoRA):
     def penalty(self, network):
-        time.sleep(0.3 if Path("slow").exists() else 0)
+        time.sleep(1 if Path("slow").exists() else 0)
 """
 
 
@@ -56,6 +60,9 @@ def when_trained(step: int) -> None:
     )
 
 
+_undisturbed: dict[str, str] = {}
+
+
 @pytest.fixture
 def place(workplace: Path, cluster: PrivateCluster) -> Path:
     (workplace / "slow.py").write_text(SLOW)
@@ -63,20 +70,23 @@ def place(workplace: Path, cluster: PrivateCluster) -> Path:
 
 
 @pytest.fixture
-def undisturbed(place: Path) -> Callable[..., dict[str, str]]:
+def undisturbed(place: Path) -> Callable[[], dict[str, str]]:
     """The weights of the same run in this process, which nothing stops."""
 
-    def make(*options: object) -> dict[str, str]:
-        assert main([str(word) for word in words(*options, name="whole")]) == 0
-        return weights(RUN.with_name("whole"))
+    def make() -> dict[str, str]:
+        if not _undisturbed:
+            assert main([str(word) for word in words(name="whole")]) == 0
+            _undisturbed.update(weights(RUN.with_name("whole")))
+        return _undisturbed
 
     return make
 
 
-def test_a_job_trains_as_a_process_does_and_is_submitted_once(
-    undisturbed: Callable[..., dict[str, str]], ftlab: Callable[..., Answer]
+def test_a_job_waits_trains_as_a_process_does_and_is_submitted_once(
+    undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer], place: Path
 ) -> None:
-    first = ftlab(*words("--on", "slurm"))
+    before, _ = submit_array([["--version"]], place / "before", Profile(setup=["sleep 8"]))
+    first = ftlab(*words("--on", "slurm", "--after", before.id))
     job = submitted(RUN)
     assert (first.code, first.out) == (0, "")
     assert first.err.startswith(f"ftlab: job {job} is submitted for {RUN}")
@@ -85,16 +95,21 @@ def test_a_job_trains_as_a_process_does_and_is_submitted_once(
     assert again.code == 0
     assert f"job {job} is there for {RUN} already" in again.err
     assert submitted(RUN) == job
-    wait_for_state(RUN, "COMPLETED", "FAILED")
-    assert state(job) == "COMPLETED", log(RUN)
+    listed = {line["job"]: line for line in json.loads(ftlab("jobs", "--json").out)}
+    assert (listed[job]["state"], listed[job]["why"], listed[job]["step"]) == ("queued", "Dependency", 0)
+    assert listed[f"{before.id}_0"]["run"] == str(place / "before")
+    wait(lambda: state(job) == "RUNNING", lambda: log(RUN))
+    assert state(before.id) == "COMPLETED"
+    assert wait_for_state(RUN, "COMPLETED", "FAILED") == "COMPLETED", log(RUN)
     assert weights() == undisturbed()
     over = ftlab(*words("--on", "slurm"))
     assert (over.code, over.err) == (0, f"ftlab: {RUN} has finished; another --run.name repeats it\n")
+    assert json.loads(ftlab("jobs", "--json").out) == []
     assert slurm("squeue", "-h", "-t", "all", "-o%k").splitlines().count(f"ftlab:{RUN.resolve()}") == 1
 
 
 def test_a_node_fails(
-    undisturbed: Callable[..., dict[str, str]], ftlab: Callable[..., Answer], cluster: PrivateCluster
+    undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer], cluster: PrivateCluster
 ) -> None:
     Path("slow").touch()
     assert ftlab(*words("--on", "slurm")).code == 0
@@ -103,6 +118,105 @@ def test_a_node_fails(
     cluster.control("update", f"nodename={slurm('squeue', '-h', '-j', job, '-o%N')}", "state=down", "reason=test")
     wait(lambda: state(job) != "RUNNING", lambda: log(RUN))
     Path("slow").unlink()
+    line = next(line for line in json.loads(ftlab("jobs", "--json").out) if line["job"] == job)
+    assert line["step"] >= 5
+    assert line["steps"] == 30
     assert wait_for_state(RUN, "COMPLETED", "FAILED", "NODE_FAIL") == "COMPLETED", log(RUN)
     assert sessions() == ["killed", "finished"] or sessions() == ["preempted", "finished"]
     assert weights() == undisturbed()
+
+
+def test_two_nodes_train_as_two_processes_of_one_do_and_are_preempted_together(
+    place: Path, ftlab: Callable[..., Answer]
+) -> None:
+    two = ["--data.batch_size", 2, "--trainer.strategy", "ddp"]
+    Path("slow").touch()
+    assert ftlab(*words(*two, "--trainer.num_nodes", 2, "--on", "slurm")).code == 0
+    when_trained(5)
+    job = submitted(RUN)
+    slurm("scancel", "--signal=USR1", job)  # what --signal has SLURM do before the time is over
+    wait(lambda: state(job) == "PENDING", lambda: log(RUN))
+    Path("slow").unlink()
+    here = [sys.executable, "-m", "ftlab", *map(str, words(*two, "--trainer.devices", 2, name="whole"))]
+    subprocess.run(here, check=True)
+    assert wait_for_state(RUN, "COMPLETED", "FAILED") == "COMPLETED", log(RUN)
+    assert sessions() == ["preempted", "finished"]
+    assert "stopped by SIGUSR1 at step" in log(RUN)
+    record = json.loads((RUN / "provenance.json").read_text())
+    assert record["sessions"][-1]["devices"] == {"kind": "cpu", "number": 2, "nodes": 2}
+    assert weights() == weights(RUN.with_name("whole"))
+
+
+def test_its_time_is_over(undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer]) -> None:
+    Path("slow").touch()
+    write_profile("short", time="00:01:00", lead_seconds=25)
+    assert ftlab(*words("--on", "slurm:short")).code == 0
+    job = submitted(RUN)
+    when_trained(1)
+    wait(lambda: state(job) != "RUNNING", lambda: log(RUN))
+    Path("slow").unlink()
+    assert wait_for_state(RUN, "COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", log(RUN)
+    assert "stopped by SIGUSR1 at step" in log(RUN)
+    assert sessions() == ["preempted", "finished"]
+    assert weights() == undisturbed()
+
+
+def test_one_that_is_cancelled_is_not_queued_again_and_goes_on_when_asked_for(
+    undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer]
+) -> None:
+    Path("slow").touch()
+    assert ftlab(*words("--on", "slurm")).code == 0
+    when_trained(3)
+    first = submitted(RUN)
+    slurm("scancel", first)
+    wait(lambda: state(first) == "CANCELLED", lambda: log(RUN))
+    assert sessions() == ["preempted"]
+    Path("slow").unlink()
+    assert ftlab(*words("--on", "slurm")).err.startswith("ftlab: job ")
+    assert submitted(RUN) != first
+    assert wait_for_state(RUN, "COMPLETED", "FAILED") == "COMPLETED", log(RUN)
+    assert state(first) == "CANCELLED"
+    assert weights() == undisturbed()
+
+
+def test_an_array_whose_jobs_end_each_in_its_own_way_and_what_waits_for_it(
+    place: Path, ftlab: Callable[..., Answer]
+) -> None:
+    array, _ = submit_array([["--version"], ["no-such-verb"], ["--help"]], place / "study", Profile(), at_once=2)
+    assert submit_array([["--version"]], place / "study", Profile())[1] is False
+    assert ftlab(*words("--on", "slurm", "--after", array.id)).code == 0
+    wait(lambda: set(states(array.id)) == {"COMPLETED", "FAILED"}, lambda: str(states(array.id)))
+    assert sorted(states(array.id)) == ["COMPLETED", "COMPLETED", "FAILED"]
+    said = [(place / f"study/slurm/{array.id}_{number}.out").read_text() for number in range(3)]
+    assert said[0].startswith("ftlab 0.")
+    assert "unknown verb 'no-such-verb'" in said[1]
+    assert said[2].startswith("usage: ftlab")
+    wait(lambda: state(submitted(RUN)) == "CANCELLED", lambda: state(submitted(RUN)))  # nothing trains on a failure
+
+
+def test_training_that_fails_is_not_tried_again_and_its_log_stays(place: Path, ftlab: Callable[..., Answer]) -> None:
+    assert ftlab(*words("--data.path", "nowhere.jsonl", "--on", "slurm")).code == 0
+    assert wait_for_state(RUN, "FAILED", "COMPLETED") == "FAILED"
+    assert "nowhere.jsonl" in log(RUN)
+    assert [path.name for path in RUN.iterdir()] == ["slurm"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        ({"gpus": 9}, "Requested node configuration is not available"),
+        ({"memory": "900T"}, "Memory specification can not be satisfied"),
+        ({"options": ["--no-such-option"]}, "unrecognized option '--no-such-option'"),
+    ],
+)
+def test_what_the_cluster_refuses(
+    place: Path, ftlab: Callable[..., Answer], profile: dict[str, Any], said: str
+) -> None:
+    write_profile("greedy", **profile)
+    answer = ftlab(*words("--on", "slurm:greedy"))
+    assert answer.code == 1
+    assert answer.err.startswith("ftlab: SLURM refuses: ")
+    assert answer.err.count("\n") == 1
+    assert said in answer.err
+    assert not Path("runs").exists()

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# An array of jobs, each with a command of its own, or all with the same.
+#SBATCH --array=0-1
+#SBATCH --output=HERE/runs/e/r/slurm/%A_%a.out
+#SBATCH --job-name=ftlab-e-r
+# By its comment `ftlab fit` finds the job again: it is never submitted twice.
+#SBATCH --comment=ftlab:HERE/runs/e/r
+#SBATCH --chdir=HERE
+# One process a device, as Lightning counts them; --ntasks must not be given beside.
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=1
+# Killed by a failing node or preempted, the job is queued again, and its log goes on in the same file.
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# So long before the end each process is told to save. Without `B:`, which would tell this script and not them.
+#SBATCH --signal=USR1@120
+
+export FTLAB_SUBMITTED=12ab
+
+# A process that was told to stop, and has saved, ends with 75. srun would take the first for a failure and kill the
+# others in the middle of their last words: so it leaves a note here, and ends with 0. So does one that was told before
+# it could listen (128 + the signal's number).
+export FTLAB_STOPPED=HERE/runs/e/r/slurm/$SLURM_JOB_ID.stopped
+rm -f "$FTLAB_STOPPED"
+one_process='
+  trap "told=yes" USR1 USR2 TERM
+  "$@"
+  code=$?
+  case "$code$told" in 75*|138yes|140yes|143yes) : >"$FTLAB_STOPPED"; exit 0 ;; esac
+  exit $code'
+
+case $SLURM_ARRAY_TASK_ID in
+  0) command=(python -m ftlab fit -c a.yaml) ;;
+  1) command=(python -m ftlab fit -c 'b c.yaml') ;;
+esac
+
+# srun does not take --cpus-per-task from sbatch. One process that fails ends the others, which would wait for it.
+srun --cpus-per-task=1 --kill-on-bad-exit=1 \
+  bash -c "$one_process" ftlab \
+  "${command[@]}"
+code=$?
+
+# Told to stop, it goes on from its checkpoint when its turn comes again. A job that failed is not tried again, nor one
+# that was cancelled: that one is no longer RUNNING.
+if [ $code -eq 0 ] && [ -e "$FTLAB_STOPPED" ]; then
+  rm -f "$FTLAB_STOPPED"
+  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until this script is ended: the job must not count as done
+  fi
+  exit 75
+fi
+exit $code

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Training on several nodes.
+#SBATCH --output=HERE/runs/e/r/slurm/%j.out
+#SBATCH --job-name=ftlab-e-r
+# By its comment `ftlab fit` finds the job again: it is never submitted twice.
+#SBATCH --comment=ftlab:HERE/runs/e/r
+#SBATCH --chdir=HERE
+#SBATCH --partition=gpu
+#SBATCH --account=lab
+#SBATCH --qos=high
+# One process a device, as Lightning counts them; --ntasks must not be given beside.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=6
+# Of the node and not of each process: every process must see all GPUs of its node to take its own.
+#SBATCH --gres=gpu:a100:2
+#SBATCH --mem=64G
+#SBATCH --time=2-00:00:00
+#SBATCH --constraint="a100&nvlink"
+# A job that waits for one that has failed would wait for ever.
+#SBATCH --dependency=afterok:12
+#SBATCH --kill-on-invalid-dep=yes
+# Killed by a failing node or preempted, the job is queued again, and its log goes on in the same file.
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# So long before the end each process is told to save. Without `B:`, which would tell this script and not them.
+#SBATCH --signal=USR1@300
+#SBATCH --exclude=n13
+
+module load cuda/12.8
+export NCCL_DEBUG=INFO
+export TEXT='it'"'"'s'
+export FTLAB_SUBMITTED=12ab
+ulimit -n 65536
+
+# A process that was told to stop, and has saved, ends with 75. srun would take the first for a failure and kill the
+# others in the middle of their last words: so it leaves a note here, and ends with 0. So does one that was told before
+# it could listen (128 + the signal's number).
+export FTLAB_STOPPED=HERE/runs/e/r/slurm/$SLURM_JOB_ID.stopped
+rm -f "$FTLAB_STOPPED"
+one_process='
+  trap "told=yes" USR1 USR2 TERM
+  "$@"
+  code=$?
+  case "$code$told" in 75*|138yes|140yes|143yes) : >"$FTLAB_STOPPED"; exit 0 ;; esac
+  exit $code'
+
+# The processes meet at the first node, which this script runs on, under the address by which SLURM reaches it.
+address=$(scontrol show node "$SLURMD_NODENAME" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR=${address:-$SLURMD_NODENAME}
+
+# srun does not take --cpus-per-task from sbatch. One process that fails ends the others, which would wait for it.
+srun --cpus-per-task=6 --kill-on-bad-exit=1 \
+  bash -c "$one_process" ftlab \
+  apptainer exec --nv 'my image.sif' python -m ftlab fit -c e.yaml
+code=$?
+
+# Told to stop, it goes on from its checkpoint when its turn comes again. A job that failed is not tried again, nor one
+# that was cancelled: that one is no longer RUNNING.
+if [ $code -eq 0 ] && [ -e "$FTLAB_STOPPED" ]; then
+  rm -f "$FTLAB_STOPPED"
+  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until this script is ended: the job must not count as done
+  fi
+  exit 75
+fi
+exit $code
