@@ -89,7 +89,7 @@ class Composed(Experiment):
 
 
 def submit(submission: Submission, arguments: Sequence[str]) -> int:
-    """Submits a job that gives the command `fit` with these arguments, or finds the one that does.
+    """Submits a job that gives the command `fit` with these arguments, or finds the one that does; prints its number.
 
     Raises:
         UserError: The configuration or the profile is wrong, or SLURM refuses the job.
@@ -119,6 +119,7 @@ def submit(submission: Submission, arguments: Sequence[str]) -> int:
     job, new = cluster.submit_once(
         run.directory, task.name, script, {"profile": submission.profile, "command": words}, lambda: _refuse_busy(run)
     )
+    print(job.id)  # for --after of another
     if new:
         _say(
             f"job {job.id} is submitted for {run.directory}; ftlab jobs says how far it is, {LOGS_OF_JOBS}/ holds logs"

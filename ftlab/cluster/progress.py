@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,8 +45,10 @@ def progress(run: Run) -> Progress:
 
 
 def at_work_here(run: Run) -> bool:
-    """Whether a process of this machine works in the run's directory; its lock is not touched, or it would be refused
-    to one that begins just now."""
+    """Whether a process of this machine works in the run's directory.
+
+    Its lock is looked at and not tried, or it would be refused to a process that begins just now.
+    """
     try:
         words = (run.directory / ".owner").read_text(encoding="utf-8").split()  # process 12 on host
         number, host = int(words[1]), words[3]
@@ -56,12 +57,19 @@ def at_work_here(run: Run) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
+        files = list(Path(f"/proc/{number}/fd").iterdir())
     except PermissionError:  # another user's
         return True
-    return True
+    except OSError:
+        return False
+    return any(_same(file, run.directory / ".lock") for file in files)  # the number may be another process's by now
+
+
+def _same(file: Path, other: Path) -> bool:
+    try:
+        return file.samefile(other)
+    except OSError:
+        return False
 
 
 def _rows(metrics: Path) -> list[dict[str, str]]:

@@ -88,11 +88,11 @@ def test_a_job_waits_trains_as_a_process_does_and_is_submitted_once(
     before, _ = submit_array([["--version"]], place / "before", Profile(setup=["sleep 8"]))
     first = ftlab(*words("--on", "slurm", "--after", before.id))
     job = submitted(RUN)
-    assert (first.code, first.out) == (0, "")
+    assert (first.code, first.out) == (0, f"{job}\n")
     assert first.err.startswith(f"ftlab: job {job} is submitted for {RUN}")
     (RUN / "slurm/job.json").unlink()  # as where the launcher was killed before it had noted the job
     again = ftlab(*words("--on=slurm"))
-    assert again.code == 0
+    assert (again.code, again.out) == (0, f"{job}\n")
     assert f"job {job} is there for {RUN} already" in again.err
     assert submitted(RUN) == job
     listed = {line["job"]: line for line in json.loads(ftlab("jobs", "--json").out)}

@@ -13,6 +13,7 @@ from ftlab.cluster import Progress, progress
 from ftlab.cluster.progress import at_work_here
 from ftlab.cluster.submission import mark_of
 from ftlab.runs import Run
+from ftlab.runs.lock import locked
 
 CURVES = """step,train_loss,total_tokens,tokens_per_second,val_loss
 10,2.5,1000,50,
@@ -60,17 +61,17 @@ def test_damaged_curves_tell_nothing(half: Run, text: str) -> None:
     assert progress(half).loss is None
 
 
-def owner(run: Run, process: int, host: str) -> None:
-    (run.directory / ".owner").write_text(f"process {process} on {host}")
-
-
 def test_who_works_here(half: Run) -> None:
+    owner = half.directory / ".owner"
     assert not at_work_here(half)
-    owner(half, os.getpid(), socket.gethostname())
-    assert at_work_here(half)
-    owner(half, os.getpid(), "elsewhere")
+    with locked(half.directory):
+        assert at_work_here(half)
+        owner.write_text(f"process {os.getpid()} on elsewhere")
+        assert not at_work_here(half)
     assert not at_work_here(half)
-    owner(half, 2**22 + 1, socket.gethostname())  # above any number that Linux gives
+    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")  # killed, and its number taken by this one
+    assert not at_work_here(half)
+    owner.write_text(f"process {2**22 + 1} on {socket.gethostname()}")  # above any number that Linux gives
     assert not at_work_here(half)
 
 
@@ -81,8 +82,9 @@ class TestJobs:
         nothing = ftlab("jobs")
         assert (nothing.code, nothing.out) == (0, "")
         assert nothing.err == f"{word}ftlab: nothing is running or queued under runs\n"
-        owner(half, os.getpid(), socket.gethostname())
-        answer = ftlab("jobs", "--json")
+        with locked(half.directory):
+            answer = ftlab("jobs", "--json")
+            table = ftlab("jobs").out
         assert (answer.code, answer.err) == (0, word)
         assert json.loads(answer.out) == [
             {
@@ -98,7 +100,7 @@ class TestJobs:
                 "loss": 1.5,
             }
         ]
-        assert "20 of 50" in ftlab("jobs").out
+        assert "20 of 50" in table
 
     def test_with_slurm(self, half: Run, ftlab: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
         listed = (

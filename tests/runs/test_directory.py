@@ -180,6 +180,26 @@ class TestClaimed:
             fail(run, failure)
         assert not run.directory.exists()
 
+    def test_logs_of_its_jobs_are_no_other_run_and_stay(self, run: Run) -> None:
+        log = run.directory / "slurm/12.out"
+        write_atomically(log, "why")
+        run.admitted(CONFIG)
+        with pytest.raises(RuntimeError):
+            fail(run, RuntimeError())
+        assert sorted(run.directory.rglob("*")) == [log.parent, log]
+        with run.claimed(CONFIG):
+            assert run.config.is_file()
+
+    def test_a_later_end_is_not_finished(self, run: Run) -> None:
+        assert not run.finished_as(CONFIG)
+        with run.claimed(CONFIG):
+            run.end("finished")
+        assert run.finished_as(CONFIG)
+        longer = changed("trainer.max_epochs", 5)
+        assert not run.finished_as(longer)
+        with run.claimed(longer):
+            assert not run.finished_as(longer)
+
     def test_failing_run_with_a_checkpoint_keeps_it(self, run: Run) -> None:
         with pytest.raises(RuntimeError):
             fail(run, RuntimeError(), checkpoint="weights")
