@@ -111,6 +111,8 @@ def _plain(line: Line) -> dict[str, object]:
 def _table(lines: Sequence[Line]) -> Table:
     columns = ("run", "job", "state", "node", "step", "tokens/s", "left", "loss")
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
     for line in lines:
         far = line.progress
         steps = f"{far.step:,} of {far.steps:,}" if far.steps else f"{far.step:,}"

@@ -110,6 +110,7 @@ def submit(submission: Submission, arguments: Sequence[str]) -> int:
         nodes=config["trainer"]["num_nodes"],
         processes=processes,
         environment=((_SUBMITTED, short_hash(config)),),
+        checkpoint=Run(directory).last,
     )
     words = ["fit", *arguments]
     script = cluster.script(task, profile, words)

@@ -30,6 +30,7 @@ class Task:
         nodes: How many.
         processes: On each node.
         environment: Variables that are set for it alone.
+        checkpoint: The link that moves whenever training has saved; None where nothing is known of it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     nodes: int = 1
     processes: int = 1
     environment: tuple[tuple[str, str], ...] = ()
+    checkpoint: Path | None = None
 
 
 def script(task: Task, profile: Profile, words: Sequence[str]) -> str:

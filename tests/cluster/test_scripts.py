@@ -32,17 +32,18 @@ SCRIPTS = {
     "single_node": lambda: script(task(), Profile(python="python"), ["fit", "-c", "my experiment.yaml"]),
     "several_nodes": lambda: script(task(nodes=2, processes=2), EVERYTHING, ["fit", "-c", "e.yaml"]),
     "array_of_commands": lambda: array_script(
-        task(), Profile(python="python"), [["fit", "-c", "a.yaml"], ["fit", "-c", "b c.yaml"]]
+        task(checkpoint=None), Profile(python="python"), [["fit", "-c", "a.yaml"], ["fit", "-c", "b c.yaml"]]
     ),
     "array_of_workers": lambda: array_script(
-        task(), Profile(python="python"), [["sweep", "work", "DIR"]] * 3, at_once=2
+        task(checkpoint=None), Profile(python="python"), [["sweep", "work", "DIR"]] * 3, at_once=2
     ),
 }
 
 
 def task(**said: Any) -> Task:
     run = Path.cwd() / "runs/e/r"
-    return Task("ftlab-e-r", f"ftlab:{run}", run / "slurm", environment=(("FTLAB_SUBMITTED", "12ab"),), **said)
+    said = {"environment": (("FTLAB_SUBMITTED", "12ab"),), "checkpoint": run / "checkpoints/last.ckpt"} | said
+    return Task("ftlab-e-r", f"ftlab:{run}", run / "slurm", **said)
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +105,28 @@ def test_how_a_process_ends(tmp_path: Path, command: str, code: int, note: bool)
     words = ["bash", "-c", start, "ftlab", "bash", "-c", command]
     done = subprocess.run(words, env=os.environ | {"FTLAB_STOPPED": str(stopped)}, check=False)
     assert (done.returncode, stopped.exists()) == (code, note)
+
+
+def test_a_job_that_never_saves_is_given_up(tmp_path: Path) -> None:
+    """The end of the script, with commands of SLURM that say what they are called for."""
+    for name, said in {"squeue": "echo RUNNING", "scontrol": f"echo $* >>{tmp_path}/requeued; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "runs/e/r/slurm").mkdir(parents=True)
+    last = tmp_path / "runs/e/r/checkpoints/last.ckpt"
+    last.parent.mkdir()
+    start, _, rest = SCRIPTS["single_node"]().partition("\n# srun does not take")
+    end = rest.partition("code=$?\n")[2]
+
+    def stopped(save: str = ":") -> str:
+        middle = f'\n: >"$FTLAB_STOPPED"; {save}; code=0\n'
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "12"}
+        done = subprocess.run(["bash"], input=start + middle + end, capture_output=True, text=True, env=environment)
+        assert done.returncode == 75
+        return done.stderr
+
+    assert [stopped(), stopped(), stopped(f"ln -s last-1.ckpt {last}"), stopped(), stopped()] == [""] * 5
+    assert stopped() == (
+        "ftlab: stopped three times before anything was saved: give the job more time, or less lead_seconds\n"
+    )
+    assert (tmp_path / "requeued").read_text() == "requeue 12\n" * 5

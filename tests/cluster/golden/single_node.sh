@@ -28,6 +28,7 @@ one_process='
   code=$?
   case "$code$told" in 75*|138yes|140yes|143yes) : >"$FTLAB_STOPPED"; exit 0 ;; esac
   exit $code'
+saved_before=$(readlink HERE/runs/e/r/checkpoints/last.ckpt)
 
 # srun does not take --cpus-per-task from sbatch. One process that fails ends the others, which would wait for it.
 srun --cpus-per-task=1 --kill-on-bad-exit=1 \
@@ -39,6 +40,14 @@ code=$?
 # that was cancelled: that one is no longer RUNNING.
 if [ $code -eq 0 ] && [ -e "$FTLAB_STOPPED" ]; then
   rm -f "$FTLAB_STOPPED"
+  # Nor is one that time and again is stopped before it has saved anything: it would be for ever.
+  in_vain=HERE/runs/e/r/slurm/$SLURM_JOB_ID.in_vain
+  if [ "$(readlink HERE/runs/e/r/checkpoints/last.ckpt)" = "$saved_before" ]; then echo once >>"$in_vain"; else : >"$in_vain"; fi
+  if [ "$(wc -l <"$in_vain")" -ge 3 ]; then
+    echo "ftlab: stopped three times before anything was saved: give the job more time, or less lead_seconds" >&2
+    rm -f "$in_vain"
+    exit 75
+  fi
   if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
     scontrol requeue "$SLURM_JOB_ID" && sleep 60  # until this script is ended: the job must not count as done
   fi
