@@ -52,6 +52,11 @@ class Job:
     mark: str = ""
 
     @property
+    def number(self) -> str:
+        """Of the job, or of the array that it belongs to."""
+        return self.id.partition("_")[0]
+
+    @property
     def over(self) -> bool:
         """Whether it has come to an end, good or bad, and will not run again."""
         return self.state in _OVER

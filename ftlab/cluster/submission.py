@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from ftlab.cluster import slurm
 from ftlab.cluster.profile import Profile
@@ -48,7 +48,7 @@ def job_of(directory: Path, jobs: Sequence[slurm.Job]) -> list[slurm.Job]:
         job
         for job in jobs
         if not job.over
-        and (job.mark == mark_of(directory) or (job.id, job.name) == (noted.get("job"), noted.get("name")))
+        and (job.mark == mark_of(directory) or (job.number, job.name) == (noted.get("job"), noted.get("name")))
     ]
 
 
@@ -75,8 +75,9 @@ def submit_once(
         UserError: There is no SLURM, or it refuses the job.
     """
     slurm.require("sbatch", "squeue")
+    slurm.jobs()  # where it does not answer, nothing is made
     place = directory / LOGS_OF_JOBS
-    with _made(place), FileLock(place / ".lock", timeout=_PATIENCE):
+    with _made(place), _alone(place):
         there = job_of(directory, slurm.jobs())
         if there:
             _note(place, there[0], facts)
@@ -123,11 +124,23 @@ def submit_array(
 
 def _note(place: Path, job: slurm.Job, facts: Mapping[str, Any]) -> None:
     """Writes job.json, unless it tells of this job already."""
-    number = job.id.partition("_")[0]
-    if read_json(place / "job.json").get("job") != number:
+    if read_json(place / "job.json").get("job") != job.number:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        said = {"job": number, "name": job.name, "submitted": now, **facts}
+        said = {"job": job.number, "name": job.name, "submitted": now, **facts}
         write_atomically(place / "job.json", json.dumps(said, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    lock = FileLock(place / ".lock", timeout=_PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another command is submitting a job for {place.parent}: wait for it to end") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

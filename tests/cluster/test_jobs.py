@@ -24,12 +24,12 @@ from ftlab.methods import LoRA
 
 class Slow(LoRA):
     def penalty(self, network):
-        time.sleep(2 if Path("slow").exists() else 0)
+        time.sleep(float(Path("slow").read_text()) if Path("slow").exists() else 0)
 """
 
 
 def words(*options: object, name: str = RUN.name) -> list[object]:
-    """A run of 12 steps, each of which is saved, and takes long while there is a file `slow`."""
+    """A run of 12 steps, each of which is saved, and takes as many seconds as the file `slow` says."""
     said = {
         "--run.name": name,
         "--trainer.max_steps": 12,
@@ -111,7 +111,7 @@ def test_a_job_waits_trains_as_a_process_does_and_is_submitted_once(
 def test_a_node_fails(
     undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer], cluster: PrivateCluster
 ) -> None:
-    Path("slow").touch()
+    Path("slow").write_text("1")
     assert ftlab(*words("--on", "slurm")).code == 0
     when_trained(3)
     job = submitted(RUN)
@@ -130,7 +130,7 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_are_preempted_together(
     place: Path, ftlab: Callable[..., Answer]
 ) -> None:
     two = ["--data.batch_size", 2, "--trainer.strategy", "ddp"]
-    Path("slow").touch()
+    Path("slow").write_text("1")
     assert ftlab(*words(*two, "--trainer.num_nodes", 2, "--on", "slurm")).code == 0
     when_trained(3)
     job = submitted(RUN)
@@ -147,13 +147,16 @@ def test_two_nodes_train_as_two_processes_of_one_do_and_are_preempted_together(
     assert weights() == weights(RUN.with_name("whole"))
 
 
-def test_its_time_is_over(undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer]) -> None:
-    Path("slow").touch()
+def test_its_time_is_over(
+    undisturbed: Callable[[], dict[str, str]], ftlab: Callable[..., Answer], cluster: PrivateCluster
+) -> None:
+    Path("slow").write_text("5")  # or it would be over before its time
     write_profile("short", time="00:01:00", lead_seconds=10)
     assert ftlab(*words("--on", "slurm:short")).code == 0
     job = submitted(RUN)
     when_trained(1)
-    wait(lambda: state(job) != "RUNNING", lambda: log(RUN))
+    wait(lambda: state(job) == "PENDING", lambda: log(RUN))
+    cluster.control("update", f"jobid={job}", "timelimit=10")  # on a slow machine a minute goes by before it trains
     Path("slow").unlink()
     assert wait_for_state(RUN, "COMPLETED", "FAILED", "TIMEOUT") == "COMPLETED", log(RUN)
     assert "stopped by SIGUSR1 at step" in log(RUN)
@@ -164,7 +167,7 @@ def test_its_time_is_over(undisturbed: Callable[[], dict[str, str]], ftlab: Call
 def test_one_that_is_cancelled_is_not_queued_again_until_it_is_asked_for(
     place: Path, ftlab: Callable[..., Answer]
 ) -> None:
-    Path("slow").touch()
+    Path("slow").write_text("1")
     assert ftlab(*words("--on", "slurm")).code == 0
     when_trained(1)
     first = submitted(RUN)

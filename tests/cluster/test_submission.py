@@ -108,8 +108,20 @@ def test_slurm_falls_silent_after_it_has_taken_the_job(commands: Callable[..., N
     commands(refusal=silence)
     with pytest.raises(UnreachableError, match="SLURM does not answer"):
         submit()
+    assert (RUN / "slurm").is_dir()  # or the job could not say anything
     commands(refusal=silence, afterwards=listed("PENDING").strip())
     assert submit()[0].id == "12"
+
+
+def test_slurm_does_not_answer(commands: Callable[..., None], tmp_path: Path) -> None:
+    commands()
+    (tmp_path / "bin/squeue").write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    with pytest.raises(UnreachableError, match="Unable to contact slurm controller"):
+        submit()
+    assert calls() == 0
+    assert not Path("runs").exists()
 
 
 def test_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
