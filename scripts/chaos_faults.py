@@ -98,12 +98,19 @@ def while_exporting(chaos: Chaos, result: Result) -> None:
         killed = Command(place, export, before=lambda count=count: kill_at(("exported",), count, 0))
         code, there = killed.wait(), (place / "exported").exists()
         half = there and not _opens(place / "exported")
+        said = short(killed.sentence(), place)  # where it failed by itself
         shutil.rmtree(place / "exported", ignore_errors=True)
-        if code != -signal.SIGKILL:  # there are not so many operations
+        if code == 0:  # there are not so many operations
             most = count - 1
             continue
         result.tried += 1
-        result.survived += not half and Command(place, export).wait() == 0
+        if code == -signal.SIGKILL:
+            again = Command(place, export)
+            whole = not half and again.wait() == 0
+            result.survived += whole
+            said = result.said if whole else short(again.sentence(), place)
+            shutil.rmtree(place / "exported", ignore_errors=True)
+        result.said = said
     shutil.rmtree(place)
 
 
