@@ -12,11 +12,14 @@ from transformers import AutoTokenizer
 
 from ftlab.cli import main
 from ftlab.cli.compose import read_config
+from ftlab.cli.sweep_check import planned
 from ftlab.networks import Network
+from ftlab.sweeps import read_sweep_file
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NAMED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
-CHOICES = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.glob("*/*.yaml"))
+SWEEPS = sorted(EXPERIMENTS.glob("sweeps/*.yaml"))
+CHOICES = sorted(str(path.relative_to(EXPERIMENTS)) for path in {*EXPERIMENTS.glob("*/*.yaml")} - {*SWEEPS})
 DATA = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml"))
 COLUMNS = {
     "alpaca": ("instruction", "output"),
@@ -73,6 +76,13 @@ def test_each_choice_composes_with_the_others(choice: str, capsys: pytest.Captur
     config = yaml.safe_load(capsys.readouterr().out)
     for part, values in read_config(EXPERIMENTS / choice).items():
         assert set(values) <= set(config[part])
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda path: path.stem)
+def test_the_trials_of_a_sweep_compose(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXPERIMENTS.parent)
+    plan = planned(read_sweep_file(sweep), sweep)
+    assert plan.devices >= 1
 
 
 def chat(number: int) -> list[dict[str, str]]:

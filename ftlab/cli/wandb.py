@@ -24,6 +24,7 @@ class WandbOptions:
         project: Project of the run.
         entity: Team or user; by default the logged-in one's.
         group: Group of the run; by default the experiment.
+        job_type: What the run is for, such as sweep.
         tags: Tags of the run.
     """
 
@@ -31,6 +32,7 @@ class WandbOptions:
     project: str = "ftlab"
     entity: str | None = None
     group: str | None = None
+    job_type: str | None = None
     tags: list[str] = field(default_factory=list)
 
 
@@ -59,6 +61,7 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
         entity=options.entity,
         name=f"{experiment}/{name}",
         group=options.group or experiment,
+        job_type=options.job_type,
         tags=options.tags,
         config=dict(config),
         # its copies of git's diff and of the command line would hold the secrets that are in these: provenance.json has
