@@ -264,7 +264,7 @@ def _short(value: Any) -> str:
 
 
 def _or_dash(value: float | None) -> str:
-    return "–" if value is None else _short(value)
+    return "-" if value is None else _short(value)
 
 
 def _say(sentence: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def files_of(value: Any) -> list[str]:
 
 def is_ftlab(command: Sequence[str]) -> bool:
     """Whether a command is `ftlab fit`."""
-    return any(a == "ftlab" and b == "fit" for a, b in zip(command, command[1:], strict=False))
+    return ("ftlab", "fit") in pairwise(command)
 
 
 def trial_command(command: Sequence[str], parameters: Mapping[str, Any], options: Sequence[str] = ()) -> list[str]:

@@ -242,6 +242,9 @@ def _refuse_wrong_fields(kind: str, fields: Mapping[str, Any], where: str) -> No
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             hint = ": YAML reads 1e-5 as a text, write 1.0e-5" if isinstance(value, str) and "e" in value else ""
             raise UserError(f"{where} has {key} {value!r}: it must be a number{hint}")
+    for key in ("sigma", "a", "b", "q"):
+        if fields.get(key, 1) <= 0:
+            raise UserError(f"{where} has {key} {fields[key]}: it must be more than 0")
     if "values" in fields and (not isinstance(fields["values"], list) or not fields["values"]):
         raise UserError(f"{where} has values {fields['values']!r}: give a list, such as [1, 2]")
     if "probabilities" in fields:
@@ -256,11 +259,8 @@ def _refuse_wrong_fields(kind: str, fields: Mapping[str, Any], where: str) -> No
             raise UserError(f"{where} is {kind} and has min {low}: a logarithm needs more than 0")
         if kind.endswith("log_uniform") and max(abs(low), abs(high)) > 700:
             raise UserError(f"{where} is {kind} from {low} to {high}: these are exponents of e; name {kind}_values")
-        if kind == "q_uniform" and (high - low) / max(fields["q"], 1e-300) > _MANY:
+        if kind == "q_uniform" and (high - low) / fields["q"] > _MANY:
             raise UserError(f"{where} has more than {_MANY:,} values: give a greater q")
-    for key in ("sigma", "a", "b", "q"):
-        if fields.get(key, 1) <= 0:
-            raise UserError(f"{where} has {key} {fields[key]}: it must be more than 0")
 
 
 def _refuse_wrong_probabilities(said: Any, values: int, where: str) -> None:

@@ -72,8 +72,11 @@ class Study:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.storage = JournalStorage(JournalFileBackend(str(directory.journal), lock_obj=self.lock))
             if not self.storage.get_all_studies():
-                way = "maximize" if self.file.maximize else "minimize"
-                optuna.create_study(storage=self.storage, study_name=directory.path.name, direction=way)
+                optuna.create_study(
+                    storage=self.storage,
+                    study_name=directory.path.name,
+                    direction="maximize" if self.file.maximize else "minimize",
+                )
         self.study_id = self.storage.get_all_studies()[0]._study_id
         self.name = self.storage.get_study_name_from_id(self.study_id)
 
@@ -156,8 +159,8 @@ class Study:
             parameters = search.random_trial(file.parameters, file.seed, index)
         if parameters is None:
             return None
-        said = {"index": index, "parameters": parameters, "run": name_of_run(self.command, parameters)}
-        return self._add(said, ended.get(said["run"]))
+        run = name_of_run(self.command, parameters)
+        return self._add({"index": index, "parameters": parameters, "run": run}, ended.get(run))
 
     def _add(self, said: dict[str, Any], same: FrozenTrial | None = None) -> int:
         state = same.state if same else TrialState.RUNNING

@@ -144,7 +144,9 @@ class _Trial:
 
     def _look(self) -> bool:
         """Follows the curve, gives signs of life; returns whether the trial is to stop."""
-        if time.monotonic() - self._looked > _BEAT or self.told:
+        if self.told or self.directory.stopped:
+            return True
+        if time.monotonic() - self._looked > _BEAT:
             self._looked = time.monotonic()
             self.task.lease.beat()
             if self._ends():
@@ -173,7 +175,8 @@ class _Trial:
         metric = self.study.file.metric
         with contextlib.suppress(OSError, ValueError, KeyError):
             return float(json.loads(self.files.scores.read_text(encoding="utf-8"))[metric])
-        return (curve(self.files, metric) or [None])[-1]
+        values = curve(self.files, metric)
+        return values[-1] if values else None
 
     def _last_line(self, code: int) -> str:
         if code < 0:
@@ -206,9 +209,8 @@ def _judging(run: Run) -> list[str]:
 
 
 def _others_work(study: Study) -> bool:
-    return any(trial.state == TrialState.RUNNING for trial in study.trials()) and not budgets.spent(
-        study, study.trials()
-    )
+    trials = study.trials()
+    return any(trial.state == TrialState.RUNNING for trial in trials) and not budgets.spent(study, trials)
 
 
 @contextlib.contextmanager

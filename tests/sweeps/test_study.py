@@ -1,0 +1,181 @@
+"""What is tried, by whom, and that nothing is tried twice or lost: without processes."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from ftlab.sweeps import Study, SweepDirectory, status
+from ftlab.sweeps.search import grid_trial, random_trial
+from ftlab.sweeps.study import SAID
+
+TWO = {"x": {"values": [1.0, 2.0]}, "y": {"min": 5, "max": 7}}
+HALF = {"x": {"min": 0.0, "max": 1.0}}
+
+
+def parameters_of(study: Study) -> list[dict]:
+    return [trial.user_attrs[SAID]["parameters"] for trial in study.trials()]
+
+
+def work_off(study: Study) -> None:
+    """All trials, one after another, with x as the value."""
+    while task := study.take():
+        study.finish(task, TrialState.COMPLETE, task.said["parameters"]["x"])
+
+
+def test_a_grid_is_gone_through_once_in_the_order_of_the_file(make_study: Callable[..., Study]) -> None:
+    study = make_study(parameters=TWO)
+    work_off(study)
+    assert parameters_of(study) == [{"x": x, "y": y} for x in (1.0, 2.0) for y in (5, 6, 7)]
+    assert grid_trial(study.file.parameters, 6) is None
+
+
+def test_the_kth_random_trial_follows_from_seed_and_k(make_study: Callable[..., Study]) -> None:
+    study = make_study(method="random", parameters=HALF, run_cap=5, controller={"type": "cloud", "seed": 7})
+    work_off(study)
+    drawn = parameters_of(study)
+    assert drawn == [random_trial(study.file.parameters, 7, k) for k in range(5)]
+    assert len({trial["x"] for trial in drawn}) == 5
+    assert drawn[3] != random_trial(study.file.parameters, 8, 3)
+
+
+def test_a_draw_does_not_depend_on_other_parameters(make_study: Callable[..., Study]) -> None:
+    alone = make_study(method="random", parameters=HALF).file.parameters
+    beside = make_study(method="random", parameters={"a": {"min": 0.0, "max": 9.0}, **HALF}, name="other").file
+    assert random_trial(alone, 0, 3)["x"] == random_trial(beside.parameters, 0, 3)["x"]
+
+
+def test_two_workers_never_have_the_same_trial(make_sweep: Callable[..., SweepDirectory]) -> None:
+    directory = make_sweep()
+    one, other = Study(directory), Study(directory)
+    tasks = [one.take(), other.take(), one.take(), other.take(), one.take()]
+    assert [task and task.said["index"] for task in tasks] == [0, 1, 2, 3, None]
+
+
+def test_a_trial_that_was_put_back_is_taken_up_as_the_same(make_study: Callable[..., Study]) -> None:
+    study = make_study()
+    first = study.take()
+    assert first is not None
+    first.seconds = 5.0
+    study.put_back(first)
+    again = study.take()
+    assert again is not None
+    assert (again.trial_id, again.run) == (first.trial_id, first.run)
+    assert again.seconds >= 5
+    assert len(study.trials()) == 1
+
+
+def test_what_was_tried_before_is_not_tried_again(make_study: Callable[..., Study]) -> None:
+    study = make_study(parameters={"x": {"values": [1.0, 2.0, 1.0]}})
+    taken = []
+    while task := study.take():
+        taken.append(task.said["index"])
+        study.finish(task, TrialState.COMPLETE, task.said["parameters"]["x"])
+    assert taken == [0, 1]
+    assert [trial.value for trial in study.trials()] == [1.0, 2.0, 1.0]
+
+
+def test_the_same_while_it_is_being_tried_waits_for_it(make_study: Callable[..., Study]) -> None:
+    study = make_study(parameters={"x": {"values": [1.0, 1.0]}})
+    first = study.take()
+    assert first is not None
+    assert study.take() is None
+    study.finish(first, TrialState.COMPLETE, 1.0)
+    second = study.take()
+    assert second is not None
+    assert second.run == first.run
+
+
+def test_a_torn_line_is_cut_off_and_the_rest_kept(make_sweep: Callable[..., SweepDirectory]) -> None:
+    directory = make_sweep()
+    work_off(Study(directory))
+    with directory.journal.open("ab") as file:
+        file.write(b'{"op_code": 4, "worker_id": "x", "stu')
+    study = Study(directory)
+    assert [trial.value for trial in study.trials()] == [1.0, -2.0, 0.5, 3.0]
+    assert study.retry_failed() == 0
+    assert directory.journal.read_bytes().endswith(b"}\n")
+
+
+def test_a_lock_of_a_killed_process_holds_nobody_up(make_sweep: Callable[..., SweepDirectory]) -> None:
+    directory = make_sweep()
+    Path(f"{directory.journal}.held").symlink_to(f"{socket.gethostname()}:999999:0")
+    work_off(Study(directory))  # and not after half a minute
+
+
+def test_trials_end_where_the_cap_is(make_study: Callable[..., Study]) -> None:
+    study = make_study(run_cap=2)
+    work_off(study)
+    assert len(study.trials()) == 2
+    study.directory.begin({"run_cap": 3})
+    work_off(study)
+    assert len(study.trials()) == 3
+
+
+@pytest.mark.parametrize(("goal", "target", "tried"), [("minimize", -1.5, 2), ("maximize", 0.9, 1)])
+def test_a_target_ends_the_sweep(goal: str, target: float, tried: int, make_study: Callable[..., Study]) -> None:
+    study = make_study(metric={"name": "val_loss", "goal": goal, "target": target})
+    work_off(study)
+    assert len(study.trials()) == tried
+    assert "has come to" in (status(study).spent or "")
+
+
+def test_gpu_hours_count_seconds_times_devices(make_study: Callable[..., Study]) -> None:
+    study = make_study(controller={"type": "cloud", "gpu_hours": 2})
+    study.devices = 4
+    task = study.take()
+    assert task is not None
+    task.seconds = 1799.0
+    study.finish(task, TrialState.COMPLETE, 1.0)
+    assert status(study).gpu_hours == pytest.approx(4 * 1799 / 3600, abs=1e-3)
+    task = study.take()
+    assert task is not None
+    task.seconds = 2.0
+    study.finish(task, TrialState.COMPLETE, 1.0)
+    assert study.take() is None
+    assert status(study).spent == "2 GPU-hours are spent"
+
+
+def test_hours_count_from_the_launch(make_study: Callable[..., Study]) -> None:
+    study = make_study()
+    study.directory.begin({"hours": 1e-9})
+    assert study.take() is None
+    study.directory.begin({"hours": 1})
+    assert study.take() is not None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("gp", marks=pytest.mark.slow), "cmaes"])
+def test_bayes_comes_nearer_than_where_it_began(sampler: str, make_study: Callable[..., Study]) -> None:
+    parameters = {"x": {"min": -5.0, "max": 5.0}, "n": {"distribution": "normal"}, "c": {"value": 3}}
+    controller = {"type": "cloud", "sampler": sampler}
+    study = make_study(method="bayes", parameters=parameters, run_cap=25, controller=controller)
+    values = []
+    while task := study.take():
+        tried = task.said["parameters"]
+        assert tried["c"] == 3
+        values.append((tried["x"] - 2) ** 2 + tried["n"] ** 2)
+        study.finish(task, TrialState.COMPLETE, values[-1])
+    assert len(values) == 25
+    assert min(values[10:]) < min(values[:10])
+
+
+def test_bayes_is_repeatable_for_one_worker(make_study: Callable[..., Study]) -> None:
+    bayes = {"method": "bayes", "parameters": HALF, "run_cap": 12}
+    both = [make_study(**bayes, name=name) for name in ("one", "other")]
+    for study in both:
+        work_off(study)
+    assert parameters_of(both[0]) == parameters_of(both[1])
+
+
+def test_failed_ones_are_tried_again_and_counted_once(make_study: Callable[..., Study]) -> None:
+    study = make_study()
+    while task := study.take():
+        study.finish(task, TrialState.FAIL, error="no luck")
+    assert status(study).states["failed"] == 4
+    assert {failed["error"] for failed in status(study).failed} == {"no luck"}
+    assert study.retry_failed() == 4
+    assert study.retry_failed() == 0
+    work_off(study)
+    assert status(study).states == {"finished": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
