@@ -16,8 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from ftlab.errors import UserError
 from ftlab.runs import write_atomically
 from ftlab.runs.files import write_whole
-from ftlab.sweeps.status import best_of
-from ftlab.sweeps.study import SAID, Study
+from ftlab.sweeps.ledger import SAID
+from ftlab.sweeps.study import Study
 
 _OF_ONE_RUN = ("root", "experiment", "name", "resume")
 _AT_LEAST = 2
@@ -30,7 +30,7 @@ def write_best(study: Study) -> FrozenTrial:
     Raises:
         UserError: No trial has finished, or the run of the best is gone.
     """
-    best = best_of(study, study.trials())
+    best = study.ledger().best
     if best is None:
         raise UserError(f"no trial of {study.directory.path} has finished: there is no best one yet")
     said = best.user_attrs[SAID]

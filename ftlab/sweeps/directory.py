@@ -26,7 +26,7 @@ from ftlab.errors import UserError
 from ftlab.runs import Run, write_atomically
 from ftlab.runs.files import read_json
 from ftlab.sweeps.commands import CONFIG, files_of, find, is_ftlab, trial_command
-from ftlab.sweeps.locks import StudyLock
+from ftlab.sweeps.journal import StudyLock
 from ftlab.sweeps.sweep_file import SweepFile, read_sweep_file
 
 _FREE = ("name", "description", "run_cap", "controller", "project", "entity")

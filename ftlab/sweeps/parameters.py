@@ -18,7 +18,6 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from scipy.special import betaincinv
 
 from ftlab.errors import UserError
 
@@ -84,6 +83,8 @@ class Parameter:
             value = NormalDist().inv_cdf(quantile) * f["sigma"] + f["mu"]
             return self._quantized(math.exp(value) if "log" in kind else value)
         if kind.endswith("beta"):
+            from scipy.special import betaincinv  # a fifth of a second, which most commands need not wait
+
             return self._quantized(float(betaincinv(f["a"], f["b"], quantile)))
         low, high = self._ends()
         if "log" in kind:

@@ -9,8 +9,9 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from ftlab.sweeps import budgets, search
-from ftlab.sweeps.locks import working
-from ftlab.sweeps.study import RESULT, SAID, Study, current
+from ftlab.sweeps.leases import working
+from ftlab.sweeps.ledger import RESULT, SAID
+from ftlab.sweeps.study import Study, current
 from ftlab.sweeps.worker import last_step
 
 STATES = ("finished", "pruned", "failed", "running", "waiting")
@@ -53,7 +54,7 @@ class Status:
 
 def status(study: Study) -> Status:
     """Where a sweep stands now."""
-    trials = study.trials()
+    trials, ledger = study.trials(), study.ledger()
     counts, running, failed = Counter[str](), [], []
     for trial in current(trials):
         state = _STATE.get(trial.state)
@@ -67,7 +68,7 @@ def status(study: Study) -> Status:
             running.append(_named(trial) | told)
         elif state == "failed":
             failed.append(_named(trial) | {"error": trial.user_attrs.get(RESULT, {}).get("error", "")})
-    best = best_of(study, trials)
+    best = ledger.best
     return Status(
         sweep=study.name,
         metric=study.file.metric,
@@ -77,8 +78,8 @@ def status(study: Study) -> Status:
         running=running,
         best=_named(best) | {"value": best.value} if best else None,
         failed=failed,
-        gpu_hours=round(budgets.gpu_hours(study, trials), 6),
-        spent=budgets.spent(study, trials),
+        gpu_hours=round(budgets.gpu_hours(study, ledger), 6),
+        spent=budgets.spent(study, ledger),
     )
 
 
@@ -88,13 +89,6 @@ def planned(study: Study) -> int | None:
     points = search.size(study.file.parameters) if study.file.method == "grid" else None
     known = [int(number) for number in (most, points) if number is not None]
     return min(known, default=None)
-
-
-def best_of(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The best trial that has finished, the first of equals; None while none has."""
-    finished = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = -1 if study.file.maximize else 1
-    return min(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.number), default=None)
 
 
 def _named(trial: FrozenTrial) -> dict[str, Any]:

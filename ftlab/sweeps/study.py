@@ -6,26 +6,24 @@ worker was killed. It goes on where its run stands, as the same trial.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from ftlab.sweeps import budgets, search
 from ftlab.sweeps.commands import name_of_run
 from ftlab.sweeps.directory import SweepDirectory
-from ftlab.sweeps.locks import Lease, StudyLock
-
-SAID = "trial"
-"""Attribute of a trial: its index, parameters and run, and for one that is tried again, which it is a `retry_of`."""
-RESULT = "result"
-"""Attribute of a trial: the seconds that it took, and for one that failed, its last line."""
+from ftlab.sweeps.journal import Journal, StudyLock
+from ftlab.sweeps.leases import Lease
+from ftlab.sweeps.ledger import RESULT, SAID, Ledger
 
 
 @dataclass
@@ -68,9 +66,10 @@ class Study:
         self.command = directory.plan().command
         self.devices = directory.plan().devices
         self.lock = StudyLock(directory.journal)
-        with self.lock, warnings.catch_warnings():
+        # the collector would go through every trial again and again while they are read
+        with self.lock, warnings.catch_warnings(), _uncollected():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.storage = JournalStorage(JournalFileBackend(str(directory.journal), lock_obj=self.lock))
+            self.storage = JournalStorage(Journal(directory.journal, self.lock))
             if not self.storage.get_all_studies():
                 optuna.create_study(
                     storage=self.storage,
@@ -79,26 +78,34 @@ class Study:
                 )
         self.study_id = self.storage.get_all_studies()[0]._study_id
         self.name = self.storage.get_study_name_from_id(self.study_id)
+        self._ledger = Ledger(self.file.maximize)
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, in order; not to be changed. One that a killed process had not told all of is left out."""
-        trials = self.storage.get_all_trials(self.study_id, deepcopy=False)
-        return [trial for trial in trials if SAID in trial.user_attrs]
+        return [trial for trial in self._all() if SAID in trial.user_attrs]
+
+    def ledger(self) -> Ledger:
+        """What the trials amount to now."""
+        self._ledger.read(self._all())
+        return self._ledger
+
+    def _all(self) -> list[FrozenTrial]:
+        return self.storage.get_all_trials(self.study_id, deepcopy=False)
 
     def take(self) -> Task | None:
         """A trial to work on: one that nobody works on any more, or the next; None where there is none at present."""
         with self.lock:
-            self._clean()
-            trials = self.trials()
-            if budgets.spent(self, trials):
+            ledger = self.ledger()
+            if budgets.spent(self, ledger):
                 return None
-            for trial in trials:
-                if trial.state == TrialState.RUNNING and (task := self._leased(trial)):
+            for trial in ledger.open:
+                if SAID not in trial.user_attrs:
+                    self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                elif task := self._leased(trial):
                     return task
-            index = sum("retry_of" not in trial.user_attrs[SAID] for trial in trials)
-            ended = {trial.user_attrs[SAID]["run"]: trial for trial in trials if _has_result(trial)}
+            index = ledger.begun
             while index < self.directory.budgets().get("run_cap", float("inf")):
-                trial_id = self._next(index, ended)
+                trial_id = self._next(index, ledger.ended)
                 if trial_id is None:
                     return None
                 trial = self.storage.get_trial(trial_id)
@@ -192,18 +199,19 @@ class Study:
         self.storage.set_trial_user_attr(trial._trial_id, SAID, said)
         return trial._trial_id
 
-    def _clean(self) -> None:
-        """A trial of which a killed process had not told all, while it had the lock, will never be."""
-        for trial in self.storage.get_all_trials(self.study_id, deepcopy=False, states=(TrialState.RUNNING,)):
-            if SAID not in trial.user_attrs:
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def current(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Without those that are tried again."""
     again = {trial.user_attrs[SAID].get("retry_of") for trial in trials}
     return [trial for trial in trials if trial.number not in again]
-
-
-def _has_result(trial: FrozenTrial) -> bool:
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)

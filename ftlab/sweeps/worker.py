@@ -168,7 +168,7 @@ class _Trial:
 
     def _ends(self) -> bool:
         """Whether no trial is to go on: this process, or the sweep, is stopped, or its budget is spent."""
-        return bool(self.told or self.directory.stopped or budgets.spent(self.study, self.study.trials()))
+        return bool(self.told or self.directory.stopped or budgets.spent(self.study, self.study.ledger()))
 
     def _value(self) -> float | None:
         """What the run has come to: as its scores say, which are those of its best checkpoint, or its curve's end."""
@@ -209,8 +209,8 @@ def _judging(run: Run) -> list[str]:
 
 
 def _others_work(study: Study) -> bool:
-    trials = study.trials()
-    return any(trial.state == TrialState.RUNNING for trial in trials) and not budgets.spent(study, trials)
+    ledger = study.ledger()
+    return bool(ledger.open) and not budgets.spent(study, ledger)
 
 
 @contextlib.contextmanager

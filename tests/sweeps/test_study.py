@@ -8,8 +8,8 @@ import pytest
 from optuna.trial import TrialState
 
 from ftlab.sweeps import Study, SweepDirectory, status
+from ftlab.sweeps.ledger import SAID
 from ftlab.sweeps.search import grid_trial, random_trial
-from ftlab.sweeps.study import SAID
 
 TWO = {"x": {"values": [1.0, 2.0]}, "y": {"min": 5, "max": 7}}
 HALF = {"x": {"min": 0.0, "max": 1.0}}

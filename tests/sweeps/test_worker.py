@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from ftlab.errors import Preempted, UserError
 from ftlab.sweeps import Study, SweepDirectory, local, status, work
-from ftlab.sweeps.study import SAID
+from ftlab.sweeps.ledger import SAID
 from ftlab.sweeps.worker import command
 
 SLOW = {"steps": {"value": 20}, "seconds": {"value": 0.1}}

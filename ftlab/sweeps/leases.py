@@ -1,98 +1,16 @@
-"""Who may write or work: locks that die with their owner, on one machine or between machines that share the files."""
+"""Who works on a trial: a lock that dies with its owner, and a heartbeat for machines that do not see each other's."""
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import socket
 import tempfile
-import time
 from pathlib import Path
 
-from filelock import FileLock
-from optuna.storages.journal._file import BaseJournalFileLock
-
-GRACE = 30.0
-"""Seconds after which a lock on the study that another machine holds, and does not renew, is taken for dead."""
 SILENCE = 120.0
 """Seconds without a heartbeat after which a worker on another machine is taken for dead."""
-
-
-class StudyLock(BaseJournalFileLock):
-    """The right to write to the study's journal; may be taken again by who has it.
-
-    A lock of the kernel keeps processes of one machine apart, and is gone with a killed one at once; a link beside it
-    keeps machines apart whose file system does not pass such locks on. Where a killed process has left half a line,
-    that is cut off before anybody writes after it: nobody was told that it was written.
-
-    Args:
-        journal: The file.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
-        self._here = FileLock(f"{journal}.lock")
-        self._link = Path(f"{journal}.held")
-        self._depth = 0
-
-    def acquire(self) -> bool:
-        self._here.acquire()
-        try:
-            if not self._depth:
-                self._hold_link()
-                _cut_torn_line(self._journal)
-        except BaseException:
-            self._here.release()
-            raise
-        self._depth += 1
-        return True
-
-    def release(self) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._link.unlink(missing_ok=True)
-        self._here.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def _hold_link(self) -> None:
-        me = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns()}"
-        owner, since = "", time.monotonic()
-        while True:
-            with contextlib.suppress(FileExistsError):
-                os.symlink(me, self._link)
-                return
-            try:
-                now = os.readlink(self._link)
-            except FileNotFoundError:
-                continue
-            if now != owner:
-                owner, since = now, time.monotonic()
-            # one of this machine cannot be alive: it would have the kernel's lock
-            if owner.partition(":")[0] == socket.gethostname() or time.monotonic() - since > GRACE:
-                self._link.unlink(missing_ok=True)
-                continue
-            time.sleep(0.02)
-
-
-def _cut_torn_line(journal: Path) -> None:
-    if not journal.is_file():
-        return
-    with journal.open("rb+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if not size:
-            return
-        file.seek(size - 1)
-        if file.read(1) == b"\n":
-            return
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class Lease:
