@@ -85,9 +85,10 @@ def _retry_failed(arguments: Sequence[str]) -> int:
     _add_launch_options(parser)
     options = parse(parser, arguments)
     directory = SweepDirectory(options.sweep_dir).required()
+    budgets = {**directory.budgets(), **_budgets(options)}
     count = Study(directory).retry_failed()
     _say(f"{count} failed trial{'' if count == 1 else 's'} will be tried again")
-    return _launch(directory, options, {**directory.budgets(), **_budgets(options)})
+    return _launch(directory, options, budgets)
 
 
 def _status(arguments: Sequence[str]) -> int:
@@ -176,6 +177,11 @@ def _add_launch_options(parser: ArgumentParser) -> None:
 
 
 def _budgets(options: Namespace) -> dict[str, float]:
+    """What the command says of when to stop, once what it says of the launch makes sense."""
+    if options.on not in _LAUNCHERS:
+        raise UserError(f"--on is {options.on}: there is {', '.join(_LAUNCHERS)}")
+    if options.workers < 1:
+        raise UserError(f"--workers is {options.workers}: give a number from 1 on")
     said = {
         "run_cap": options.max_trials,
         "hours": options.hours,
@@ -187,10 +193,6 @@ def _budgets(options: Namespace) -> dict[str, float]:
 
 def _launch(directory: SweepDirectory, options: Namespace, budgets: dict[str, float]) -> int:
     """Has the trials run; returns 1 where one has failed, and says which."""
-    if options.on not in _LAUNCHERS:
-        raise UserError(f"--on is {options.on}: there is {', '.join(_LAUNCHERS)}")
-    if options.workers < 1:
-        raise UserError(f"--workers is {options.workers}: give a number from 1 on")
     directory.begin(budgets)
     study = Study(directory)
     _say(f"sweep {directory.path}: ftlab sweep status {directory.path} says where it stands")

@@ -1,4 +1,4 @@
-"""The journal of a study: a file to which any number of processes write, on one machine or several, and nothing is lost.
+"""The journal of a study: a file that any number of processes write to, on one machine or several, and nothing is lost.
 
 Optuna's, but for two things: the lock dies with its owner, and what is new is read at once, not line by line.
 """

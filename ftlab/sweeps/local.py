@@ -55,7 +55,7 @@ def local(directory: SweepDirectory, workers: int, watch: Callable[[], None]) ->
     if told:
         raise Preempted(f"stopped by {told[0]}: ftlab sweep resume {directory.path} goes on")
     for number, process in enumerate(running):
-        if process.returncode == 1:
+        if process.returncode > 0 and process.returncode != Preempted.EXIT_CODE:
             raise UserError(_last_line(logs / f"worker-{number}.log"))
     if all(process.returncode < 0 for process in running):
         raise UserError(f"all workers were killed: ftlab sweep resume {directory.path} goes on where they were")
