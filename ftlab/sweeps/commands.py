@@ -36,9 +36,9 @@ def resolved_command(command: Sequence[str], file: Path) -> list[str]:
             words.append(sys.executable)
         elif not words and word == "ftlab":
             words += [sys.executable, "-m", "ftlab"]
-        elif words and words[-1] in _FLAGS:
+        elif is_ftlab(words) and words[-1] in _FLAGS:  # python has a -c of its own
             words.append(find(word, file))
-        elif word.startswith("--config="):
+        elif is_ftlab(words) and word.startswith("--config="):
             words.append("--config=" + find(word.removeprefix("--config="), file))
         elif word.startswith("${envvar:"):
             words.append(os.environ.get(word.removeprefix("${envvar:").rstrip("}"), ""))

@@ -30,6 +30,8 @@ _BEAT = 5.0
 """Seconds between looks at what lies on the shared disk, and between heartbeats."""
 _GRACE = 900.0
 """Seconds after which a trial that was told to stop, and does not, is killed."""
+_IDLE_STARTS = 3
+"""Starts in a row after which a trial that asks to be started again, and comes no further, has failed."""
 _DIES_WITH_PARENT = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -77,12 +79,15 @@ class _Trial:
 
     def run(self) -> None:
         """Runs the trial, again where it asks for that, and tells the study, unless it was stopped."""
-        while True:
+        idle, step = 0, last_step(self.files)
+        while idle < _IDLE_STARTS:
             code = 0 if self.files.finished and self._value() is not None else self._process(self._command())
             if code == 0 and self.directory.plan().judged_after and self._value() is None:
                 code = self._process(_judging(self.files))
             if code != Preempted.EXIT_CODE or self._ends() or self.pruned:
                 break
+            before, step = step, last_step(self.files)
+            idle = idle + 1 if step == before else 0
         if self.pruned and code != 0:
             self.study.finish(self.task, TrialState.PRUNED, self._said[-1])
         elif code == 0:
