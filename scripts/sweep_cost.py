@@ -9,6 +9,7 @@ is asked for by the command itself, start of Python and all. The table is that o
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -37,8 +38,8 @@ LAST = 100
 """Trials at the end of a sweep, whose mean says what a trial costs when all others are there."""
 
 
-def cost(method: str, trials: int, place: Path) -> tuple[float, float, float, int]:
-    """Mean seconds a trial, of all and of the last, seconds of status, and bytes of the journal."""
+def cost(method: str, trials: int, place: Path) -> tuple[float, float, float, float, int]:
+    """Mean seconds a trial, of all and of the last, seconds and CPU seconds of status, and bytes of the journal."""
     file = place / f"{method}.yaml"
     content = {
         "method": method,
@@ -59,15 +60,19 @@ def cost(method: str, trials: int, place: Path) -> tuple[float, float, float, in
         study.report(task, [1.0 / (number + 1)])
         study.finish(task, TrialState.COMPLETE, 1.0 / (number + 1))
         seconds.append(time.perf_counter() - start)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), _cpu()
     subprocess.run(
         [sys.executable, "-m", "ftlab", "sweep", "status", str(directory.path)], check=True, stdout=subprocess.DEVNULL
     )
-    return sum(seconds) / trials, sum(seconds[-LAST:]) / LAST, time.perf_counter() - start, _size(directory)
+    status = time.perf_counter() - start
+    last = seconds[-LAST:]
+    return sum(seconds) / trials, sum(last) / len(last), status, _cpu() - before, directory.journal.stat().st_size
 
 
-def _size(directory: SweepDirectory) -> int:
-    return directory.journal.stat().st_size
+def _cpu() -> float:
+    """Seconds of a core that processes started here have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
@@ -75,13 +80,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--methods", nargs="+", default=["grid", "random"], choices=list(PARAMETERS))
     options = parser.parse_args()
-    print("| method | trials | ms a trial | ms, last 100 | status, s | journal, MB |")
-    print("|---|---|---|---|---|---|")
+    print("| method | trials | ms a trial | ms, last 100 | status, s | status, CPU s | journal, MB |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as place:
         for method in options.methods:
             for trials in options.trials:
-                mean, last, status, size = cost(method, trials, Path(place))
-                times = f"{mean * 1e3:.1f} | {last * 1e3:.1f} | {status:.2f}"
+                mean, last, status, cpu, size = cost(method, trials, Path(place))
+                times = f"{mean * 1e3:.1f} | {last * 1e3:.1f} | {status:.2f} | {cpu:.2f}"
                 print(f"| {method} | {trials:,} | {times} | {size / 1e6:.2f} |", flush=True)
 
 
