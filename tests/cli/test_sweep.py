@@ -161,3 +161,14 @@ def test_each_word_has_help(word: str, ftlab: Callable[..., Any]) -> None:
     answer = ftlab("sweep", word, "--help")
     assert answer.code == 0
     assert answer.out.startswith(f"usage: ftlab sweep {word}")
+
+
+@pytest.mark.slow
+def test_a_text_score_is_told_by_validate(write_sweep: Callable[..., Path], ftlab: Callable[..., Any]) -> None:
+    metric = {"name": "val_chrf", "goal": "maximize"}
+    write_sweep(metric=metric, parameters={"model.optimizer.lr": {"value": 0.01}})
+    answer = ftlab("sweep", "run", "sweep.yaml")
+    assert answer.code == 0, answer.out
+    told = json.loads(ftlab("sweep", "status", "runs/sweep", "--json").out)
+    scores = json.loads((Path("runs/sweep") / told["best"]["run"] / "scores.json").read_text())
+    assert told["best"]["value"] == scores["val_chrf"]
