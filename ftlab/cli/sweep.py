@@ -20,6 +20,7 @@ from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
 from ftlab.sweeps.best import importances, write_best, write_plots
+from ftlab.sweeps.slurm import OnSlurm
 from ftlab.sweeps.sweep_file import checked_budgets
 
 _WORDS = {
@@ -38,7 +39,6 @@ _USAGE = """usage: ftlab sweep [-h] {words} ...
 {list}
 
 ftlab sweep WORD --help lists the options of each. SWEEP_DIR is runs/<name of the sweep>."""
-_LAUNCHERS: dict[str, Launcher] = {"local": local}
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -165,7 +165,9 @@ def _parser_of_one(word: str) -> ArgumentParser:
 
 
 def _add_launch_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--on", type=str, default="local", help=f"where workers run: {', '.join(_LAUNCHERS)}")
+    parser.add_argument(
+        "--on", type=str, default="local", help="where workers run: local, slurm, or slurm:PROFILE of slurm/profiles/"
+    )
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     for option, kind, does in (
         ("max-trials", int, "trials in all"),
@@ -178,8 +180,7 @@ def _add_launch_options(parser: ArgumentParser) -> None:
 
 def _budgets(options: Namespace) -> dict[str, float]:
     """What the command says of when to stop, once what it says of the launch makes sense."""
-    if options.on not in _LAUNCHERS:
-        raise UserError(f"--on is {options.on}: there is {', '.join(_LAUNCHERS)}")
+    _launcher(options.on)
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}: give a number from 1 on")
     said = {
@@ -191,6 +192,15 @@ def _budgets(options: Namespace) -> dict[str, float]:
     return checked_budgets({key: value for key, value in said.items() if value is not None})
 
 
+def _launcher(on: str) -> Launcher:
+    kind, colon, profile = on.partition(":")
+    if on == "local":
+        return local
+    if kind == "slurm" and bool(profile) == bool(colon):
+        return OnSlurm(profile or "default")
+    raise UserError(f"--on is {on!r}: it must be local, slurm, or slurm: and the name of a profile")
+
+
 def _launch(directory: SweepDirectory, options: Namespace, budgets: dict[str, float]) -> int:
     """Has the trials run; returns 1 where one has failed, and says which."""
     directory.begin(budgets)
@@ -198,7 +208,8 @@ def _launch(directory: SweepDirectory, options: Namespace, budgets: dict[str, fl
     _say(f"sweep {directory.path}: ftlab sweep status {directory.path} says where it stands")
     watch = _Watch(study)
     watch()
-    _LAUNCHERS[options.on](directory, options.workers, watch)
+    if not status(study).over:
+        _launcher(options.on)(directory, options.workers, watch)
     watch()
     now = status(study)
     _print(now)

@@ -1,7 +1,7 @@
 """The local launcher: workers as processes of this machine, which end with it.
 
 A launcher is a function `(directory, workers, watch)` that has workers of a sweep started, and returns when they have
-ended. SLURM's would submit an array of the same command.
+ended; `ftlab.sweeps.slurm` has another.
 """
 
 from __future__ import annotations

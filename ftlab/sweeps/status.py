@@ -51,6 +51,11 @@ class Status:
         """How many trials need no more work."""
         return sum(self.states[state] for state in ("finished", "pruned", "failed"))
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.spent is not None or self.ended == self.trials
+
 
 def status(study: Study) -> Status:
     """Where a sweep stands now."""

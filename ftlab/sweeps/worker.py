@@ -122,6 +122,7 @@ class _Trial:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 cwd=self.directory.plan().place,
+                env=_no_step_of_a_job(),
                 pass_fds=[self.task.lease.descriptor],  # where this process is killed, the lease ends with the trial
                 preexec_fn=stop_with_parent,
                 start_new_session=True,  # Ctrl-C is for the launcher, which has workers stop in order
@@ -207,6 +208,11 @@ def last_step(run: Run) -> int | None:
             return max((int(row["step"]) for row in csv.DictReader(file)), default=None)
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         return None
+
+
+def _no_step_of_a_job() -> dict[str, str]:
+    """The environment of a trial: under SLURM Lightning would take the tasks of the worker's job for its processes."""
+    return {name: value for name, value in os.environ.items() if name != "SLURM_NTASKS"}
 
 
 def _judging(run: Run) -> list[str]:

@@ -144,7 +144,7 @@ def test_what_cannot_be_is_refused_before_anything_is_launched(
         (["best", "nowhere"], "there is no sweep at nowhere"),
         (["stop", "nowhere"], "there is no sweep at nowhere"),
         (["run", "sweep.yaml", "--workers", "0"], "--workers is 0"),
-        (["run", "sweep.yaml", "--on", "moon"], "--on is moon: there is local"),
+        (["run", "sweep.yaml", "--on", "moon"], "--on is 'moon': it must be local, slurm, or slurm: and"),
         (["run", "sweep.yaml", "--max-trials", "0"], "run_cap is 0"),
     ],
 )
