@@ -20,6 +20,7 @@ from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
 from ftlab.sweeps.best import importances, write_best, write_plots
+from ftlab.sweeps.directory import disk_errors
 from ftlab.sweeps.slurm import OnSlurm
 from ftlab.sweeps.sweep_file import checked_budgets
 
@@ -50,7 +51,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     word, *rest = arguments
     if word not in _WORDS:
         raise UserError(f"there is no ftlab sweep {word}: there are {', '.join(_WORDS)}")
-    return _DOES[word](rest)
+    with disk_errors():
+        return _DOES[word](rest)
 
 
 def _run(arguments: Sequence[str]) -> int:

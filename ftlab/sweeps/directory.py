@@ -13,11 +13,12 @@ runs/<sweep>/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,19 @@ class SweepDirectory:
     def stopped(self) -> bool:
         """Whether workers are to end."""
         return self._stop.is_file()
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full or lost disk, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "the sweep's directory"
+        raise UserError(
+            f"{where} cannot be written or read ({os.strerror(error.errno) if error.errno else error}): make "
+            "room there, or mend it, and give the command again"
+        ) from error
 
 
 def _what(file: SweepFile) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from ftlab.errors import Preempted, UserError
+from ftlab.errors import Preempted
 from ftlab.runs import Run
 from ftlab.sweeps import budgets
-from ftlab.sweeps.directory import SweepDirectory
+from ftlab.sweeps.directory import SweepDirectory, disk_errors
 from ftlab.sweeps.study import Study, Task
 
 _POLL = 0.2
@@ -46,7 +46,7 @@ def work(directory: SweepDirectory, wait: bool = True) -> None:
     Raises:
         Preempted: This process was told to stop; its trial has been saved.
     """
-    with _told_to_stop() as told, _disk_errors(directory):
+    with _told_to_stop() as told, disk_errors():
         study = Study(directory)
         while not (told or directory.stopped):
             task = study.take()
@@ -222,18 +222,6 @@ def _judging(run: Run) -> list[str]:
 def _others_work(study: Study) -> bool:
     ledger = study.ledger()
     return bool(ledger.open) and not budgets.spent(study, ledger)
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: SweepDirectory) -> Iterator[None]:
-    """A full or lost disk, as one sentence."""
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or directory.path
-        raise UserError(
-            f"{where} cannot be written or read ({error.strerror}): mend that, then ftlab sweep resume {directory.path}"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -165,8 +165,8 @@ def test_a_full_disk_is_one_sentence(
     with pytest.raises(UserError) as refusal:
         work(directory)
     assert str(refusal.value) == (
-        f"{directory.journal} cannot be written or read (No space left on device): mend that, then ftlab sweep resume "
-        f"{directory.path}"
+        f"{directory.journal} cannot be written or read (No space left on device): make room there, or mend it, and "
+        "give the command again"
     )
 
 
