@@ -14,6 +14,7 @@ import argparse
 import datetime
 import os
 import random
+import shlex
 import shutil
 import sys
 import tempfile
@@ -46,7 +47,7 @@ def main() -> None:
             chaos.attempt(name)
     Console(width=200).print(chaos.table())
     if options.output:
-        options.output.write_text(chaos.page(" ".join(sys.argv[1:])), encoding="utf-8")
+        options.output.write_text(chaos.page(shlex.join(sys.argv[1:])), encoding="utf-8")
     sys.exit(any(result.survived < result.tried or result.bits_lost for result in chaos.results.values()))
 
 
