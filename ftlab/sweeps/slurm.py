@@ -49,15 +49,23 @@ class OnSlurm:
             watch()
         failed = [each for each in workers_now if each.state != "COMPLETED"]
         if failed:
-            raise UserError(_why(failed[0], directory.path / LOGS_OF_JOBS))
+            raise UserError(why_it_ended(failed[0], directory.path / LOGS_OF_JOBS))
 
 
 def _jobs(number: str) -> list[cluster.Job]:
     return [job for job in cluster.jobs() if job.id.partition("_")[0] == number]
 
 
-def _why(job: cluster.Job, logs: Path) -> str:
+def why_it_ended(job: cluster.Job, logs: Path) -> str:
+    """A sentence with the last that a job has said of itself.
+
+    Args:
+        job: One that has not come to its end.
+        logs: The directory of what its sweep's jobs print.
+    """
     log = logs / f"{job.id}.out"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # srun tells only that a task has ended, before or after what the task itself has said.
+    said = next((line for line in reversed(lines) if not line.startswith("srun: ")), (lines or ["it said nothing"])[-1])
     return f"job {job.id} is {job.state.lower()}: {said.removeprefix('ftlab: ')}; see {log}"
