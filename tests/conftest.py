@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small only wait for a second thread
 
+import hypothesis
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -24,6 +25,10 @@ from ftlab.methods import Full, Method
 from ftlab.modules import Constant, FinetuneModule
 from ftlab.networks import Network
 from ftlab.runs import Run
+
+# What holds does not depend on how fast the machine is, or on what else it does.
+hypothesis.settings.register_profile("ftlab", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("ftlab")
 
 ASSETS = Path(ftlab.__file__).parent / "assets"
 

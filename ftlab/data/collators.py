@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import LongTensor
 
 from ftlab.data.examples import IGNORED
+from ftlab.data.samplers import Idle
 
 Ids = NDArray[numpy.integer] | Sequence[int]
 Matrix = NDArray[numpy.int64]
@@ -175,6 +176,23 @@ class PromptCollator:
             attention_mask=_tensor(attention_mask),
             indices=[prompt.index for prompt in prompts],
         )
+
+
+def for_training(collate: Callable[[list[Any]], Batch], rows: list[Any]) -> Batch:
+    """Collates the rows of a rank: of an idle one to a batch that teaches nothing, and counts as none."""
+    return _unlearned(collate(rows)) if isinstance(rows, Idle) else collate(rows)
+
+
+def _unlearned(batch: Batch) -> Batch:
+    nothing = Batch(
+        input_ids=batch["input_ids"],
+        labels=torch.full_like(batch["labels"], IGNORED),  # type: ignore[typeddict-item]
+        target_tokens=0,
+        tokens=0,
+        samples=0,
+        records=[],
+    )
+    return batch | nothing
 
 
 def _filled(shape: tuple[int, int], value: int) -> Matrix:

@@ -23,7 +23,7 @@ class RowLoader:
     Args:
         rows: What the sampler's indices stand for.
         sampler: Whose epoch, set before, is the first.
-        collate: Rows to a batch.
+        collate: Rows to a batch; of an idle rank they are `Idle`.
         workers: Processes that make batches ahead; with 0 this one makes them.
         taken: Batches that training takes of an epoch; by default all.
     """
@@ -100,3 +100,7 @@ class Items(Dataset):
 
     def __getitem__(self, index: int | list[int]) -> Any:
         return [self._items[place] for place in index] if isinstance(index, list) else self._items[index]
+
+    def __getitems__(self, indices: list[Any]) -> list[Any]:
+        """A batch of them, as torch's loaders ask for it: of an idle rank it stays one."""
+        return type(indices)(self[index] for index in indices)

@@ -298,7 +298,6 @@ class FinetuneData(LightningDataModule):
         rows = self.rows("train")
         return RowTraining(
             rows,
-            self.corpus.name,
             self.prepared.fingerprint,
             said,
             self.encoder.max_length or int(rows.lengths.max()),

@@ -1,7 +1,7 @@
 """What an interrupted epoch has left for training that goes on with other batches or on other devices.
 
 The place in the data is global, and the order a function of it: so no record is taken twice in an epoch, and none is
-left out, but for the few at its end that do not go into the ranks evenly.
+left out.
 """
 
 from __future__ import annotations

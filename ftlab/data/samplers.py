@@ -23,8 +23,22 @@ GlobalBatch = Callable[[int], list[Any]]
 """The k-th global batch of an epoch: indices of records, or packs of them."""
 
 
+class Idle(list[Any]):
+    """The batch of a rank for which a global batch has no item: another rank's, of which nothing is to be learned.
+
+    It takes part in every step, for the others wait for its gradients.
+    """
+
+
+def share(items: list[Any], rank: int, world_size: int) -> list[Any]:
+    """A rank's part of a global batch: the items [r::W], or an idle batch."""
+    return items[rank::world_size] or Idle(items[:1])
+
+
 class TrainingBatchSampler(Sampler[list[Any]]):
     """What all training samplers share: global batches, of which rank r takes the items [r::W].
+
+    The last one is short where the items do not go into it evenly; where they are fewer than ranks, some are idle.
 
     Args:
         size: Places in an epoch: the number of records, or of `rows`.
@@ -74,7 +88,7 @@ class TrainingBatchSampler(Sampler[list[Any]]):
         """This rank's batches of an epoch, without the first ones."""
         global_batch = self.global_batches(epoch)
         for number in range(skipped, len(self)):
-            yield global_batch(number)[self.rank :: self.world_size]
+            yield share(global_batch(number), self.rank, self.world_size)
 
     def _records(self, places: IntArray) -> IntArray:
         return places if self.rows is None else self.rows[places]
@@ -83,9 +97,7 @@ class TrainingBatchSampler(Sampler[list[Any]]):
 class ShuffledBatchSampler(TrainingBatchSampler):
     """Records at random: the k-th global batch is order[k*B*W : (k+1)*B*W].
 
-    So W ranks of B records train what one rank of B*W records trains, batch for batch. The last global batch is short
-    where the records do not go into it evenly; every rank still gets a part, unless it has fewer records than there
-    are ranks: only these are left out for the epoch, so that all ranks take the same number of batches.
+    So W ranks of B records train what one rank of B*W records trains, batch for batch.
 
     Args:
         size: Number of records, or of `rows`.
@@ -145,7 +157,7 @@ class ShuffledBatchSampler(TrainingBatchSampler):
         return own | super().identity() | ({} if self.window is None else {"window": self.window})
 
     def __len__(self) -> int:
-        return _number_of_batches(self.size, self.global_batch_size, self.world_size)
+        return -(-self.size // self.global_batch_size)
 
 
 class BucketBatchSampler(TrainingBatchSampler):
@@ -156,8 +168,7 @@ class BucketBatchSampler(TrainingBatchSampler):
 
     With `batch_size` a batch holds as many records as ShuffledBatchSampler's, the last one, too, which is of any
     lengths; W ranks of B records train what one rank of B*W records trains. With `batch_tokens` every rank of a batch
-    holds the same number of records; those that do not go into the ranks evenly, fewer than W and others in every
-    epoch, are left out of it.
+    holds the same number of records; those that do not go into the ranks evenly, fewer than W, are one batch more.
 
     Args:
         lengths: Tokens of each of the epoch's records: of `rows` where these are given, (size,).
@@ -245,18 +256,14 @@ class BucketBatchSampler(TrainingBatchSampler):
         return own | super().identity()
 
     def __len__(self) -> int:
-        if self.batch_size is None:
-            return len(self._offsets) - 1
-        return _number_of_batches(self.size, self.batch_size * self.world_size, self.world_size)
+        return len(self._offsets) - 1 + (self.size > self._sorted)
 
 
 class PackBatchSampler(TrainingBatchSampler):
     """Packs of records, each a list of indices.
 
     Packs are made by `packing.best_fit` over the whole epoch, among records of the same length as the epoch's
-    permutation has it, and shuffled. How many there are depends on the lengths alone. Global batches are of B*W packs,
-    and the last one is short or left out as in ShuffledBatchSampler: what is left out for an epoch are fewer packs
-    than there are ranks, others in every epoch.
+    permutation has it, and shuffled. How many there are depends on the lengths alone. Global batches are of B*W packs.
 
     Args:
         lengths: Tokens of each of the epoch's records: of `rows` where these are given, (size,).
@@ -328,7 +335,7 @@ class PackBatchSampler(TrainingBatchSampler):
         return own | super().identity()
 
     def __len__(self) -> int:
-        return _number_of_batches(self.packs, self._global_packs, self.world_size)
+        return -(-self.packs // self._global_packs)
 
 
 class LengthBatchSampler(Sampler[list[int]]):
@@ -373,12 +380,6 @@ def shuffled_places(size: int, seed: int, epoch: int, window: int | None = None)
 def shuffled_window(size: int, seed: int, epoch: int, number: int) -> IntArray:
     """The permutation of the `number`-th window of an epoch, (size,): the same in memory and in a stream."""
     return numpy.random.default_rng([seed, epoch, number]).permutation(size)
-
-
-def _number_of_batches(items: int, global_batch: int, world_size: int) -> int:
-    """Whole global batches, and a short one if every rank gets a part of it."""
-    whole, rest = divmod(items, global_batch)
-    return whole + (rest >= world_size)
 
 
 def _length_classes(lengths: IntArray) -> IntArray:

@@ -8,7 +8,7 @@ function of (seed, e, w).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ import pyarrow
 from ftlab.data.assignment import Splits
 from ftlab.data.building import repeats
 from ftlab.data.cache import key_of
-from ftlab.data.collators import Batch, PadCollator, Row
+from ftlab.data.collators import Batch, Row
 from ftlab.data.corpus import Corpus
 from ftlab.data.duplicates import DuplicateIndex
 from ftlab.data.encoder import Encoder
@@ -33,7 +33,7 @@ from ftlab.data.mixing import Mixing, interleave
 from ftlab.data.preparation import Part, Task, parts
 from ftlab.data.records import Split
 from ftlab.data.remainder import other_batches, refuse_other_batches
-from ftlab.data.samplers import shuffled_window
+from ftlab.data.samplers import share, shuffled_window
 from ftlab.data.sources import SplitSource
 from ftlab.data.store import Prepared, row_at
 from ftlab.errors import UserError
@@ -202,7 +202,7 @@ class StreamLoader(Iterator[Batch]):
         stream: Where the rows come from.
         window: Rows that are held and shuffled together.
         batch_size: Rows of one rank's batch.
-        collate: Rows to a batch.
+        collate: Rows to a batch; of an idle rank they are `Idle`.
         seed: Chooses the order, together with the epoch.
         rank: This process, which takes the rows [rank::world_size] of each global batch.
         world_size: Number of processes.
@@ -214,7 +214,7 @@ class StreamLoader(Iterator[Batch]):
         stream: Stream,
         window: int,
         batch_size: int,
-        collate: PadCollator,
+        collate: Callable[[list[Row]], Batch],
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -251,7 +251,7 @@ class StreamLoader(Iterator[Batch]):
     def epoch(self, number: int) -> Iterator[Batch]:
         """This rank's batches of one epoch, whatever the state."""
         for rows in self._cut(self._shuffled(number)):
-            yield self._collate(rows[self._rank :: self._world_size])
+            yield self._collate(share(rows, self._rank, self._world_size))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, and what its order depends on; the same on every rank."""
@@ -307,16 +307,12 @@ class StreamLoader(Iterator[Batch]):
                     _add(row, digest)
                 self._rows, self._digest = self._rows + len(batch), digest.hexdigest()
                 self._consumed += 1
-                yield self._collate(batch[self._rank :: self._world_size])
-            if not self._rows:
-                raise UserError(
-                    f"data.path: an epoch has fewer rows than there are devices ({self._world_size}); use fewer"
-                )
+                yield self._collate(share(batch, self._rank, self._world_size))
             self._epoch, self._rows, self._digest = self._epoch + 1, 0, ""
 
     def _cut(self, rows: Iterator[Row]) -> Iterator[list[Row]]:
-        """Into global batches: as in memory the last is short, and left out where not every rank would get a row."""
-        while len(batch := list(islice(rows, self._batch_size * self._world_size))) >= self._world_size:
+        """Into global batches; as in memory the last is short."""
+        while batch := list(islice(rows, self._batch_size * self._world_size)):
             yield batch
 
     def _shuffled(self, epoch: int) -> Iterator[Row]:

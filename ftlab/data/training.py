@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy
 import torch
 
-from ftlab.data.collators import Batch, PackCollator, PadCollator
+from ftlab.data.collators import Batch, PackCollator, PadCollator, for_training
 from ftlab.data.layout import FLASH, Batching, Choice, choose, training_sampler
 from ftlab.data.loader import Items, RowLoader
 from ftlab.data.mixing import Mixing, Source, plan
@@ -80,7 +80,6 @@ class RowTraining:
 
     Args:
         rows: The rows.
-        name: What messages call the data.
         fingerprint: Of the data.
         options: What the user said.
         capacity: Tokens of a pack.
@@ -91,7 +90,6 @@ class RowTraining:
     """
 
     rows: Rows
-    name: str
     fingerprint: str
     options: Layout
     capacity: int
@@ -125,7 +123,7 @@ class RowTraining:
         """Shuffled rows, one epoch at a time."""
         sampler = self._sampler(rank, world_size)
         taken = limited(len(sampler), trainer) if trainer else None
-        return RowLoader(self.rows, sampler, self._collator, workers, taken)
+        return RowLoader(self.rows, sampler, self._collate, workers, taken)
 
     def handed_over(
         self, state: dict[str, Any], world_size: int, trainer: pl.Trainer, steps: int, over: bool
@@ -142,7 +140,7 @@ class RowTraining:
 
     def batches(self) -> Iterator[Batch]:
         """The first epoch's."""
-        items, collate = Items(self.rows), self._collator
+        items, collate = Items(self.rows), self._collate
         for indices in self._sampler(0, 1):
             yield collate([items[index] for index in indices])
 
@@ -151,10 +149,10 @@ class RowTraining:
         return len(self._sampler(0, world_size))
 
     @property
-    def _collator(self) -> PackCollator | PadCollator:
-        if self.layout.kind == "pack":
-            return PackCollator(self.options.pad_id, flat=self.attention in FLASH)
-        return PadCollator(self.options.pad_id)
+    def _collate(self) -> Callable[[list[Any]], Batch]:
+        pad = self.options.pad_id
+        packed = self.layout.kind == "pack"
+        return partial(for_training, PackCollator(pad, flat=self.attention in FLASH) if packed else PadCollator(pad))
 
     @cached_property
     def _plan(self) -> numpy.ndarray | None:
@@ -165,7 +163,7 @@ class RowTraining:
         return plan(sizes, self.sources, self.mixing, self.options.seed)
 
     def _sampler(self, rank: int, world_size: int) -> TrainingBatchSampler:
-        sampler = training_sampler(
+        return training_sampler(
             self.layout.kind,
             self.lengths,
             self.options.batch_size,
@@ -178,12 +176,6 @@ class RowTraining:
             self.options.shuffle_window,
             self.fingerprint,
         )
-        if not len(sampler):
-            raise UserError(
-                f"data.path: {self.name} has {len(self.rows)} training rows, too few for {world_size} devices"
-                f"{' once they are packed' if self.layout.kind == 'pack' else ''}; use fewer"
-            )
-        return sampler
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,7 @@ class StreamTraining:
         return self.options.shuffle_window
 
     def _loader(self, rank: int, world_size: int, batches: int = 0) -> StreamLoader:
-        said, collate = self.options, PadCollator(self.options.pad_id)
+        said, collate = self.options, partial(for_training, PadCollator(self.options.pad_id))
         return StreamLoader(self.stream, self._window, said.batch_size, collate, said.seed, rank, world_size, batches)
 
 

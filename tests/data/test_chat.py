@@ -360,7 +360,7 @@ TEXT = st.text(st.one_of(st.sampled_from("ab \n<|"), st.characters(exclude_categ
 TOKENIZERS = {family: byte_tokenizer(template) for family, (template, _, trims) in FAMILIES.items() if not trims}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(list(TOKENIZERS)), st.lists(st.tuples(TEXT, TEXT.filter(str.strip)), min_size=1, max_size=3))
 def test_no_token_is_lost_and_none_of_a_prompt_learned(family: str, turns: list[tuple[str, str]]) -> None:
     tokenizer = TOKENIZERS[family]

@@ -247,7 +247,7 @@ MESSAGES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(MESSAGES, min_size=1, max_size=4))
 def test_messages_come_back_as_they_went_in(messages: list[dict]) -> None:
     read = read_messages(messages, "messages", "a:1")

@@ -439,7 +439,7 @@ class TestProcesses:
         assert len(set(prints)) == 4
 
 
-FIXTURES_STAY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+FIXTURES_STAY = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
 
 @FIXTURES_STAY

@@ -5,7 +5,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -378,10 +379,19 @@ class TestRefusals:
         ):
             make(max_length=2, overflow="drop").setup("fit")
 
-    def test_more_devices_than_rows(self, make: Make) -> None:
-        assert make().train_batches_per_epoch(23) == 1
-        with pytest.raises(UserError, match="has 23 training rows, too few for 24 devices"):
-            make().train_batches_per_epoch(24)
+    def test_devices_that_no_row_is_left_for_train_with_the_others(self, make: Make) -> None:
+        data = make(batch_size=8)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        trainer = SimpleNamespace(global_rank=30, world_size=32, limit_train_batches=1.0, strategy=strategy)
+        data.trainer = cast(Any, trainer)
+        (batch,) = data.train_dataloader()
+        assert set(batch["labels"].flatten().tolist()) == {-100}
+        assert batch["attention_mask"].sum() > 0
+        assert (batch["target_tokens"], batch["tokens"], batch["samples"], batch["records"]) == (0, 0, 0, [])
+        trainer.global_rank = 22
+        (batch,) = data.train_dataloader()
+        assert batch["samples"] == 1
+        assert batch["target_tokens"] > 0
 
     def test_leaks_are_refused(self, make: Make, directory: str) -> None:
         Path(directory, "test.jsonl").write_text('{"mr": "m3", "ref": "rrrr"}\n')

@@ -31,7 +31,7 @@ def test_a_list_gives_several_texts() -> None:
     assert text.fill_each({"q": "!", "t": "x"}, "a:1") == ("= x!.",)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     pieces=st.lists(TEXTS | st.sampled_from(NAMES).map(lambda name: ("column", name)), min_size=1),
     columns=st.fixed_dictionaries(dict.fromkeys(NAMES, VALUES)),

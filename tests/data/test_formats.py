@@ -322,7 +322,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(KINDS), st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, VALUES)), st.booleans())
 def test_any_columns_give_a_record_or_one_sentence_with_its_place(kind: Any, columns: dict, answers: bool) -> None:
     raw = RawRecord(columns, AT)

@@ -37,7 +37,7 @@ def test_one_source_is_taken_as_it_is(how: str) -> None:
 
 
 @given(mixtures, st.integers(0, 2**32), st.sampled_from(["first_exhausted", "all_exhausted"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_draws_are_those_of_interleave_datasets(mixture: list, seed: int, stop: str) -> None:
     sizes, sources = _sources(mixture)
     starts = numpy.cumsum(sizes) - sizes
@@ -53,7 +53,7 @@ def test_draws_are_those_of_interleave_datasets(mixture: list, seed: int, stop: 
 
 
 @given(mixtures, st.integers(0, 2**32), st.sampled_from(["concatenate", "probability"]), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_streams_are_mixed_like_rows(mixture: list, seed: int, how: str, to_the_end: bool) -> None:
     sizes, sources = _sources(mixture)
     mixing = Mixing(how, stop="all_exhausted" if to_the_end else "first_exhausted")
@@ -63,7 +63,7 @@ def test_streams_are_mixed_like_rows(mixture: list, seed: int, how: str, to_the_
 
 
 @given(mixtures, st.integers(0, 2**32), st.sampled_from(["probability", "temperature"]), st.floats(0.2, 50))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_row_is_lost_or_out_of_range_or_repeated_too_soon(
     mixture: list, seed: int, how: str, temperature: float
 ) -> None:

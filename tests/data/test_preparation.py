@@ -133,7 +133,7 @@ class TestDropped:
         max_size=12,
     )
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(rows=ROWS, judging=ROWS, action=st.sampled_from(["drop", "ignore"]), learned=st.booleans())
     def test_no_record_is_lost_and_none_comes_twice(
         self, make: Make, write: Write, rows: list[dict], judging: list[dict], action: Any, learned: bool

@@ -138,7 +138,7 @@ def test_a_record_of_ten_megabytes_is_a_chunk_of_its_own(tmp_path: Path, kind: s
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.none() | st.integers(1, 80), st.sampled_from(KINDS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_chunks_hold_every_record_once_in_order(
     tmp_path_factory: pytest.TempPathFactory, rows: int, size: int, limit: int | None, kind: str
 ) -> None:
@@ -159,7 +159,7 @@ _VALUES = st.none() | st.booleans() | _SHORT | st.lists(_SHORT | st.lists(_SHORT
 
 
 @given(st.lists(st.dictionaries(_SHORT, _VALUES, max_size=3), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_json_list_is_read_as_json_reads_it(tmp_path_factory: pytest.TempPathFactory, rows: list[dict]) -> None:
     path = tmp_path_factory.mktemp("json") / "a.json"
     for indent in [None, 2]:

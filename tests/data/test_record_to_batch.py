@@ -160,7 +160,7 @@ class TestOneRecord:
 
 class TestPacked:
     @pytest.mark.parametrize("batching", ["pack", "bucket", "pad"])
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=2, max_size=20),
         batch_size=st.integers(1, 3),
@@ -172,22 +172,17 @@ class TestPacked:
         """Through files, cache and loaders: no token lost, none twice, no label on a prompt."""
         rows = [{"prompt": f"{place:02}" + "p" * p, "completion": "c" * c} for place, (p, c) in enumerate(sizes)]
         data = make_from(rows, batching=batching, batch_size=batch_size, max_length=32)
-        if world == 2 and sum(len(row["prompt"] + row["completion"]) + 2 for row in rows) <= 32:
-            return  # one pack is too few for two devices
         found = []
         for rank in range(world):
             data._rank_and_world = lambda rank=rank: (rank, world)  # type: ignore[method-assign]
             for batch in data.train_dataloader():
-                found += _samples(batch)
+                found += _samples(batch) if batch["samples"] else []  # none of an idle rank
         expected = []
         for row in rows:
             sample = [BOS, *ids(row["prompt"] + row["completion"]), EOS]
             learned = len(row["completion"]) + 1
             expected.append((sample, [-100] * (len(sample) - learned) + sample[-learned:]))
-        if world == 1:
-            assert sorted(found) == sorted(expected)
-        else:  # fewer rows, or packs, than make a whole batch on both ranks are left to the next epoch
-            assert all(found.count(sample) == 1 and sample in expected for sample in found)
+        assert sorted(found) == sorted(expected)
 
 
 def _samples(batch: Any) -> list[tuple[list[int], list[int]]]:

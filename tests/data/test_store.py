@@ -143,14 +143,14 @@ RECORDS = st.builds(
 
 
 class TestRecords:
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(RECORDS)
     def test_what_is_written_is_read(self, record: Record) -> None:
         line = record_to_json(record)
         assert "\n" not in line
         assert record_from_json(line) == record
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(RECORDS, max_size=3))
     def test_through_a_file(self, tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> None:
         """A file of UTF-8, whatever halves of surrogate pairs there are."""

@@ -111,7 +111,7 @@ class TestAsInMemory:
 
     @pytest.mark.parametrize("world_size", [2, 3, 4])
     def test_every_rank_takes_its_share(self, make: Make, world_size: int) -> None:
-        """19 rows: the last global batch of 8 has 3; of 12, 7; of 16, 3, too few for four ranks."""
+        """19 rows: the last global batch of 8 has 3; of 12, 7; of 16, 3, so that one of four ranks is idle."""
         for rank in range(world_size):
             expected = _in_memory(make(), 2, rank, world_size)
             assert _same(_streamed(make(streaming=True), len(expected), rank, world_size), expected)
@@ -271,10 +271,6 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"no row to train on \(read 23, dropped too_long 23\)"):
             _streamed(make(streaming=True, max_length=3), 1)
 
-    def test_more_devices_than_rows(self, make: Make) -> None:
-        with pytest.raises(UserError, match=r"fewer rows than there are devices \(20\)"):
-            _streamed(make(streaming=True), 1, 0, 20)
-
     def test_windows_are_pad_s_in_memory_too(self, make: Make) -> None:
         assert make(batching="auto").layout.kind == "pad"
         with pytest.raises(UserError, match=r"data\.batching pack: .* data\.shuffle_window"):
@@ -304,9 +300,9 @@ def _numbers(batches: Iterator[Any]) -> list[list[int]]:
 
 
 class TestLoader:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
-        st.lists(st.integers(1, 1000), min_size=3, max_size=40),
+        st.lists(st.integers(1, 1000), min_size=1, max_size=40),
         st.integers(1, 45),
         st.integers(1, 6),
         st.integers(1, 3),

@@ -113,7 +113,7 @@ words = st.lists(
 texts = st.lists(words, max_size=2).map(lambda lines: "\n".join(" ".join(line) for line in lines))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_scores_lie_between_0_and_100(pairs):
     predictions, references = zip(*pairs, strict=True)
@@ -124,7 +124,7 @@ def test_scores_lie_between_0_and_100(pairs):
         assert all(0 <= value <= 100 for value in row.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(st.text("abcdefgh", min_size=1, max_size=6), min_size=4, max_size=12), min_size=1, max_size=3
@@ -137,7 +137,7 @@ def test_identical_text_gives_100(text, others):
     assert result == pytest.approx(dict.fromkeys(METRICS, 100.0), abs=1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(texts, st.lists(texts, min_size=2, max_size=4), st.randoms(use_true_random=False))
 def test_the_order_of_the_references_does_not_matter(prediction, references, random):
     shuffled = random.sample(references, len(references))

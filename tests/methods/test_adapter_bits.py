@@ -12,7 +12,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -165,7 +165,7 @@ shapes = st.lists(st.integers(1, 70), min_size=1, max_size=4).filter(lambda shap
 kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8])
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     made=st.dictionaries(st.text(min_size=1, max_size=12), st.tuples(shapes, kinds, st.integers(-4, 3)), max_size=6),
     bits=st.sampled_from([4, 8]),
