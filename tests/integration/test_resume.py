@@ -161,19 +161,22 @@ def stopped_and_resumed(bench: Bench, hook: str, call: int, stop: Callable[[], N
         return bench.train(run), True
 
 
-@pytest.mark.resume
-@pytest.mark.parametrize("stop", [kill, terminate])
+@pytest.mark.parametrize("stops", [
+    pytest.param((kill, terminate), marks=pytest.mark.resume),
+    pytest.param((terminate, kill), marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_stopped_at_every_call_of_every_hook(
-    trainer: str, hook: str, stop: Callable[[], None], bench: Callable[..., Bench]
+    trainer: str, hook: str, stops: tuple[Callable[[], None], ...], bench: Callable[..., Bench]
 ) -> None:
+    """In turn by a kill and by a signal; the slow test has the other half of the stops."""
     made = bench(trainer=trainer)
     whole = made.train(made.run("whole"))
     call, was_stopped = 0, True
     while was_stopped:
         call += 1
-        resumed, was_stopped = stopped_and_resumed(made, hook, call, stop)
+        resumed, was_stopped = stopped_and_resumed(made, hook, call, stops[call % 2])
         assert_same(resumed, whole, f"{hook} {call}")
     assert call > 1
 
