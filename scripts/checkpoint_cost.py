@@ -1,7 +1,8 @@
 """What checkpoints cost: the steps of a training that writes them beside one that does not, and how long a step waits.
 
 `scripts/benchmark.py checkpoints` runs it. Each arm is a process of its own, arms take turns, ratios are within a turn.
-A step's seconds go from its batch to the next one, so that they hold what is written at its end.
+A step's seconds go from its batch to the next one, so that they hold what is written at its end. Whole trainings
+scatter by more than checkpoints cost, so that what steps wait is set against their time as well.
 """
 
 from __future__ import annotations
@@ -54,11 +55,14 @@ def benchmark_checkpoints(repeats: int) -> dict[str, Any]:
     """Prints a table and returns the figures."""
     turns = [{name: _run(arm) for name, arm in ARMS.items()} for _ in range(repeats)]
     figures: dict[str, Any] = {}
-    for name in ARMS:
+    for name, arm in ARMS.items():
         none = f"{name.split(',')[0]}, none"
         figures[name] = {
             "step": _spread([turn[name]["step"] for turn in turns]),
             "steps over none": _spread([turn[name]["mean"] / turn[none]["mean"] for turn in turns]),
+            "waits over none": _spread(
+                [1 + turn[name]["wait"] / ((arm.every or 1) * turn[none]["step"]) for turn in turns]
+            ),
             "wait": _spread([turn[name]["wait"] for turn in turns]),
             "longest wait": _spread([turn[name]["longest"] for turn in turns]),
             "bytes": turns[0][name]["bytes"],
@@ -67,7 +71,7 @@ def benchmark_checkpoints(repeats: int) -> dict[str, Any]:
     print(f"{repeats} turns: median (smallest to largest)")
     for name, figure in figures.items():
         print(f"  {name}: {figure['bytes'] / 1e6:.1f} MB, {figure['bytes over tensors']:.3f} of its tensors")
-        for what in ("step", "steps over none", "wait", "longest wait"):
+        for what in ("step", "steps over none", "waits over none", "wait", "longest wait"):
             median, low, high = figure[what]
             print(f"    {what:<18}{median:9.4f}   ({low:.4f} to {high:.4f})")
     return figures
