@@ -1,0 +1,110 @@
+"""What a training over several processes takes of each, by its strategy: memory, and what crosses between them.
+
+Bytes from formulas, which tests hold against allocated bytes and counted collectives; docs/how-to/scale.md shows them.
+Activations are none of this: they depend on the batch of a process, and not on how many there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftlab.methods.full import decoder_blocks
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of some weights.
+
+    Args:
+        all: Of all of them.
+        trained: Of those that are trained.
+    """
+
+    all: int
+    trained: int
+
+    @classmethod
+    def of(cls, parameters: Iterable[nn.Parameter]) -> Weights:
+        """Counts each once."""
+        there = set(parameters)
+        return cls(sum(p.nbytes for p in there), sum(p.nbytes for p in there if p.requires_grad))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a network, what the formulas need.
+
+    Args:
+        blocks: Its decoder blocks.
+        outside: Embeddings, final norm and head.
+    """
+
+    blocks: tuple[Weights, ...]
+    outside: Weights
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Shape:
+        """Of a network as a method has adapted it.
+
+        Raises:
+            UserError: Its blocks cannot be told.
+        """
+        model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))
+        blocks = [list(block.parameters()) for block in decoder_blocks(model)]
+        inside = {parameter for block in blocks for parameter in block}
+        outside = (parameter for parameter in network.parameters() if parameter not in inside)
+        return cls(tuple(map(Weights.of, blocks)), Weights.of(outside))
+
+    @property
+    def weights(self) -> Weights:
+        """Of the whole network."""
+        units = (*self.blocks, self.outside)
+        return Weights(sum(unit.all for unit in units), sum(unit.trained for unit in units))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process, in bytes.
+
+    Args:
+        processes: How many there are (W).
+        weights: That it holds.
+        gradients: Of what is trained.
+        moments: AdamW's two.
+        buffers: In which gradients and weights cross.
+        all_reduced: Goes into all-reduces in an optimiser step.
+        reduce_scattered: Goes into reduce-scatters.
+        all_gathered: Comes out of all-gathers.
+    """
+
+    processes: int
+    weights: float
+    gradients: float
+    moments: float
+    buffers: float
+    all_reduced: float = 0
+    reduce_scattered: float = 0
+    all_gathered: float = 0
+
+    @property
+    def memory(self) -> float:
+        """All that it holds beside activations."""
+        return self.weights + self.gradients + self.moments + self.buffers
+
+    @property
+    def sent(self) -> float:
+        """That it sends in an optimiser step, and receives, where the processes form a ring (Patarasuk & Yuan 2009,
+        doi 10.1016/j.jpdc.2008.09.002)."""
+        once = self.reduce_scattered + self.all_gathered
+        return (2 * self.all_reduced + once) * (self.processes - 1) / self.processes
+
+
+def ddp(shape: Shape, processes: int) -> Cost:
+    """DistributedDataParallel: each has everything, and gradients are summed once a step, whatever it accumulates."""
+    weights = shape.weights
+    crossing = weights.trained if processes > 1 else 0
+    return Cost(processes, weights.all, weights.trained, 2 * weights.trained, buffers=crossing, all_reduced=crossing)
