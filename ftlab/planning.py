@@ -75,7 +75,7 @@ class Cost:
         weights: That it holds.
         gradients: Of what is trained.
         moments: AdamW's two.
-        buffers: In which gradients and weights cross.
+        buffers: In which weights and gradients cross; of DDP these are its gradients.
         all_reduced: Goes into all-reduces in an optimiser step.
         reduce_scattered: Goes into reduce-scatters.
         all_gathered: Comes out of all-gathers.
@@ -107,4 +107,4 @@ def ddp(shape: Shape, processes: int) -> Cost:
     """DistributedDataParallel: each has everything, and gradients are summed once a step, whatever it accumulates."""
     weights = shape.weights
     crossing = weights.trained if processes > 1 else 0
-    return Cost(processes, weights.all, weights.trained, 2 * weights.trained, buffers=crossing, all_reduced=crossing)
+    return Cost(processes, weights.all, weights.trained, 2 * weights.trained, buffers=0, all_reduced=crossing)

@@ -6,10 +6,21 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
+
+# Gradients stand in the buckets that cross, instead of beside them: 4 bytes less for each trained parameter.
+StrategyRegistry.register(
+    "ddp",
+    DDPStrategy,
+    description="DistributedDataParallel, gradients in its buckets",
+    override=True,
+    start_method="popen",
+    gradient_as_bucket_view=True,
+)
 
 
 def distributed() -> bool:
