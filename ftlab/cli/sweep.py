@@ -70,7 +70,9 @@ def _run(arguments: Sequence[str]) -> int:
     else:
         from ftlab.cli.sweep_check import planned  # imports torch, which workers need not
 
-        directory.found(options.file, planned(file, options.file))
+        launcher = _launcher(options.on)
+        profile = launcher.profile if isinstance(launcher, OnSlurm) else None
+        directory.found(options.file, planned(file, options.file, profile))
     return _launch(directory, options, budgets)
 
 
