@@ -19,7 +19,7 @@ from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
-from ftlab.sweeps.best import importances, write_best, write_plots
+from ftlab.sweeps.best import write_best
 from ftlab.sweeps.directory import disk_errors
 from ftlab.sweeps.sweep_file import checked_budgets
 
@@ -113,7 +113,9 @@ def _stop(arguments: Sequence[str]) -> int:
 
 def _best(arguments: Sequence[str]) -> int:
     parser = _parser_of_one("best")
-    parser.add_argument("--plots", action="store_true", help="draw importance.png and parallel.png, too")
+    parser.add_argument(
+        "--plots", action="store_true", help="draw importance.png and parallel.png, and write trials.html, too"
+    )
     options = parse(parser, arguments)
     study = Study(SweepDirectory(options.sweep_dir))
     best = write_best(study)
@@ -124,6 +126,8 @@ def _best(arguments: Sequence[str]) -> int:
         print(f"  {name} {value}")
     print(study.directory.best)
     if options.plots:
+        from ftlab.sweeps.plots import importances, write_plots
+
         for path in write_plots(study):
             print(path)
         for name, share in importances(study).items():
