@@ -141,6 +141,7 @@ class Experiment(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer with what every run has: its directory, its loggers and callbacks."""
         config = self.config_init["trainer"]
+        _refuse_what_lightning_takes(config)
         self.curves = MetricsCSV(self.run)
         self.checkpoints = Checkpoints(self.run, self.config_init["run"].checkpoints)
         self.preemption = Preemption(self.checkpoints, self.config_init["run"])
@@ -177,6 +178,14 @@ class Experiment(LightningCLI):
         """As in Lightning; the data then knows how long answers get."""
         super().instantiate_classes()
         self.datamodule.room = self.model.decoding.max_new_tokens
+
+    def refuse_endless(self) -> None:
+        """Raises:
+        UserError: Nothing says when training ends.
+        """
+        ends = self.config.trainer
+        if self.model.method.trains and ends.max_epochs is None and ends.max_steps == -1:
+            raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
 
     def trained_checkpoint(self) -> str | None:
         """The weights to judge; None for a method that trains nothing.
@@ -215,6 +224,15 @@ class Experiment(LightningCLI):
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
         return self.open_saved(self.run.saved_model(), device)
+
+
+def _refuse_what_lightning_takes(config: Any) -> None:
+    """Values of the trainer that come to an error in the middle of a step, or turn the gradient round."""
+    if (batches := config["accumulate_grad_batches"]) < 1:
+        raise UserError(f"trainer.accumulate_grad_batches is {batches}: give 1 or more")
+    limit = config["gradient_clip_val"]
+    if limit is not None and limit < 0:
+        raise UserError(f"trainer.gradient_clip_val is {limit}: give 0, which clips nothing, or more")
 
 
 def _with_slurm(plugins: Any) -> Any:

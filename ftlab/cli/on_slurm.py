@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlab import cluster
-from ftlab.cli.experiment import Experiment
+from ftlab.cli.unopened import Unopened, refuse_what_would_fail
 from ftlab.cluster.slurm import in_words
 from ftlab.cluster.submission import mark_of
 from ftlab.errors import UserError
-from ftlab.runs import CheckpointOptions, Run, RunOptions, short_hash
+from ftlab.runs import Run, short_hash
 from ftlab.runs.directory import LOGS_OF_JOBS
 from ftlab.runs.lock import locked
 
@@ -78,26 +78,17 @@ def _taken_out(arguments: Sequence[str]) -> tuple[dict[str, str], bool, list[str
     return said, len(words) < len(arguments), rest
 
 
-class Composed(Experiment):
-    """An experiment whose configuration is resolved and whose run directory is known, and no more: the machine that
-    submits may have neither the GPUs nor the memory to open it."""
-
-    def instantiate_classes(self) -> None:
-        """Only what says where the run is."""
-        options = vars(self.config.run)
-        RunOptions(**(options | {"checkpoints": CheckpointOptions(**vars(options["checkpoints"]))}))
-
-
 def submit(submission: Submission, arguments: Sequence[str]) -> int:
     """Submits a job that gives the command `fit` with these arguments, or finds the one that does; prints its number.
 
     Raises:
         UserError: The configuration or the profile is wrong, or SLURM refuses the job.
     """
-    experiment = Composed(arguments)
+    experiment = Unopened(arguments)
+    refuse_what_would_fail(experiment)
     run, config = experiment.run, experiment.resolved()
     profile = cluster.load_profile(submission.profile, after=submission.after)
-    processes = _processes(config["trainer"], profile, submission.profile)
+    processes = processes_of(config["trainer"], profile, submission.profile)
     run.admitted(config, force=experiment.config.run.resume == "force")
     if run.finished_as(config):
         _say(f"{run.directory} has finished; another --run.name repeats it")
@@ -144,7 +135,7 @@ def unchanged(run: Run, config: Mapping[str, Any]) -> None:
         )
 
 
-def _processes(trainer: Mapping[str, Any], profile: cluster.Profile, name: str) -> int:
+def processes_of(trainer: Mapping[str, Any], profile: cluster.Profile, name: str) -> int:
     """Processes on each node: one for each device.
 
     Raises:

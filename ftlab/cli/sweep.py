@@ -19,9 +19,8 @@ from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
-from ftlab.sweeps.best import importances, write_best, write_plots
+from ftlab.sweeps.best import write_best
 from ftlab.sweeps.directory import disk_errors
-from ftlab.sweeps.slurm import OnSlurm
 from ftlab.sweeps.sweep_file import checked_budgets
 
 _WORDS = {
@@ -70,7 +69,7 @@ def _run(arguments: Sequence[str]) -> int:
     else:
         from ftlab.cli.sweep_check import planned  # imports torch, which workers need not
 
-        directory.found(options.file, planned(file, options.file))
+        directory.found(options.file, planned(file, options.file, _profile(options.on)))
     return _launch(directory, options, budgets)
 
 
@@ -114,7 +113,9 @@ def _stop(arguments: Sequence[str]) -> int:
 
 def _best(arguments: Sequence[str]) -> int:
     parser = _parser_of_one("best")
-    parser.add_argument("--plots", action="store_true", help="draw importance.png and parallel.png, too")
+    parser.add_argument(
+        "--plots", action="store_true", help="draw importance.png and parallel.png, and write trials.html, too"
+    )
     options = parse(parser, arguments)
     study = Study(SweepDirectory(options.sweep_dir))
     best = write_best(study)
@@ -125,6 +126,8 @@ def _best(arguments: Sequence[str]) -> int:
         print(f"  {name} {value}")
     print(study.directory.best)
     if options.plots:
+        from ftlab.sweeps.plots import importances, write_plots
+
         for path in write_plots(study):
             print(path)
         for name, share in importances(study).items():
@@ -182,7 +185,7 @@ def _add_launch_options(parser: ArgumentParser) -> None:
 
 def _budgets(options: Namespace) -> dict[str, float]:
     """What the command says of when to stop, once what it says of the launch makes sense."""
-    _launcher(options.on)
+    _profile(options.on)
     if options.workers < 1:
         raise UserError(f"--workers is {options.workers}: give a number from 1 on")
     said = {
@@ -195,11 +198,21 @@ def _budgets(options: Namespace) -> dict[str, float]:
 
 
 def _launcher(on: str) -> Launcher:
+    profile = _profile(on)
+    if profile is None:
+        return local
+    from ftlab.sweeps.slurm import OnSlurm  # what fills in job scripts, which status need not wait for
+
+    return OnSlurm(profile)
+
+
+def _profile(on: str) -> str | None:
+    """Of SLURM, that workers run by; None where they run on this machine."""
     kind, colon, profile = on.partition(":")
     if on == "local":
-        return local
+        return None
     if kind == "slurm" and bool(profile) == bool(colon):
-        return OnSlurm(profile or "default")
+        return profile or "default"
     raise UserError(f"--on is {on!r}: it must be local, slurm, or slurm: and the name of a profile")
 
 

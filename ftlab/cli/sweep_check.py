@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ftlab import cluster
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.on_slurm import processes_of
+from ftlab.cli.unopened import Unopened, refuse_what_would_fail
 from ftlab.errors import UserError
 from ftlab.sweeps.commands import CONFIG, files_of, find, is_ftlab, resolved_command, trial_command
 from ftlab.sweeps.directory import Plan
@@ -17,8 +21,13 @@ _ALWAYS = ("val_loss", "val_perplexity")
 """What every run logs at its validations."""
 
 
-def planned(file: SweepFile, path: Path) -> Plan:
+def planned(file: SweepFile, path: Path, profile: str | None = None) -> Plan:
     """How trials of a sweep are run.
+
+    Args:
+        file: What the sweep file says.
+        path: Where it lies.
+        profile: Of SLURM, that workers run by; None where they run on this machine.
 
     Raises:
         UserError: A trial would be refused, or would never log the metric.
@@ -32,13 +41,14 @@ def planned(file: SweepFile, path: Path) -> Plan:
     )
     if not is_ftlab(plan.command):
         return plan
-    experiment = None
+    devices = []
     for parameters in _standing_for_all(file):
-        experiment = _composed(plan, parameters, path)
-        judged_after = _judged_after(experiment, file, path)
-    assert experiment is not None
-    devices = experiment.trainer.num_devices * experiment.trainer.num_nodes
-    return dataclasses.replace(plan, devices=devices, judged_after=judged_after)
+        with _refusals(parameters, path):
+            experiment = _composed(plan, parameters, path, Unopened if profile else Experiment)
+            refuse_what_would_fail(experiment)
+            devices.append(_devices(experiment, profile))
+            judged_after = _judged_after(experiment, file)
+    return dataclasses.replace(plan, devices=max(devices), judged_after=judged_after)
 
 
 def _standing_for_all(file: SweepFile) -> Iterator[dict[str, Any]]:
@@ -61,29 +71,62 @@ def _different(values: list[Any]) -> list[Any]:
     return values
 
 
-def _composed(plan: Plan, parameters: dict[str, Any], path: Path) -> Experiment:
-    if CONFIG in parameters:
-        parameters = {**parameters, CONFIG: [find(name, path) for name in files_of(parameters[CONFIG])]}
-    words = trial_command(plan.command, parameters, plan.options)
-    arguments = words[words.index("fit", words.index("ftlab")) + 1 :]
+@contextlib.contextmanager
+def _refusals(parameters: dict[str, Any], path: Path) -> Iterator[None]:
+    """Says of which trial a refusal is."""
     try:
-        return Experiment(arguments)
+        yield
     except UserError as error:
         tried = ", ".join(f"{name} {value}" for name, value in parameters.items())
         raise UserError(f"{path}: a trial with {tried} would be refused: {error}") from error
 
 
-def _judged_after(experiment: Experiment, file: SweepFile, path: Path) -> bool:
+def _composed(plan: Plan, parameters: dict[str, Any], path: Path, kind: type[Experiment]) -> Experiment:
+    if CONFIG in parameters:
+        parameters = {**parameters, CONFIG: [find(name, path) for name in files_of(parameters[CONFIG])]}
+    words = trial_command(plan.command, parameters, plan.options)
+    arguments = words[words.index("fit", words.index("ftlab")) + 1 :]
+    return kind(arguments)
+
+
+def _devices(experiment: Experiment, profile: str | None) -> int:
+    """Of one trial."""
+    if profile is None:
+        return experiment.trainer.num_devices * experiment.trainer.num_nodes
+    trainer = experiment.resolved()["trainer"]
+    return processes_of(trainer, cluster.load_profile(profile), profile) * trainer["num_nodes"]
+
+
+def _judged_after(experiment: Experiment, file: SweepFile) -> bool:
     """Whether the metric is told by `ftlab validate` alone: training logs losses, validate scores answers, too."""
     texts = [f"val_{metric.name}" for metric in experiment.model.metrics]
+    if file.metric not in (*_ALWAYS, *texts):
+        there = ", ".join([*_ALWAYS, *texts])
+        raise UserError(f"no trial logs {file.metric}: metric.name can be {there}")
+    _refuse_unvalidated(experiment, file)
     if file.metric in _ALWAYS:
         return False
-    if file.metric not in texts:
-        there = ", ".join([*_ALWAYS, *texts])
-        raise UserError(f"{path}: no trial logs {file.metric}: metric.name can be {there}")
     if file.hyperband:
         raise UserError(
-            f"{path}: early_terminate needs a metric that training logs, and {file.metric} is scored after it: take "
+            f"early_terminate needs a metric that training logs, and {file.metric} is scored after it: take "
             "val_loss, or leave early_terminate out"
         )
     return True
+
+
+def _refuse_unvalidated(experiment: Experiment, file: SweepFile) -> None:
+    """How long an epoch is only the data says; but training may end before the first validation whatever that is."""
+    trainer = experiment.trainer
+    if trainer.limit_val_batches == 0:
+        raise UserError(f"no trial logs {file.metric}: trainer.limit_val_batches is 0, so that nothing is validated")
+    if file.metric not in _ALWAYS or not experiment.model.method.trains or trainer.max_steps == -1:
+        return
+    interval, batches = (
+        experiment.config.trainer.val_check_interval,
+        trainer.max_steps * trainer.accumulate_grad_batches,
+    )
+    if isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"no trial logs {file.metric}: training ends after {batches} batches, and trainer.val_check_interval is "
+            f"{interval}: give less"
+        )

@@ -36,9 +36,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 def fit(experiment: Experiment) -> None:
     """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`."""
     run, module, trainer = experiment.run, experiment.model, experiment.trainer
-    ends = experiment.config.trainer
-    if module.method.trains and ends.max_epochs is None and ends.max_steps == -1:
-        raise UserError("trainer: nothing says when training ends; give trainer.max_epochs or trainer.max_steps")
+    experiment.refuse_endless()
     module.forced = experiment.config.run.resume == "force"
     config, owner = experiment.resolved(), trainer.is_global_zero
     unchanged(run, config)

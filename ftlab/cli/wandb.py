@@ -50,7 +50,8 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
                 file=sys.stderr,
             )
     experiment, name = run.directory.parent.name, run.directory.name
-    run_id = run.record().get("wandb_id") or secrets.token_hex(4)
+    of_agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # what W&B takes in any case
+    run_id = run.record().get("wandb_id") or of_agent or secrets.token_hex(4)
     run.note(wandb_id=run_id)
     session = wandb.init(
         mode=mode,  # type: ignore[arg-type]

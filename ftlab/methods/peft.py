@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,6 +41,7 @@ class Peft(Method):
         why = refusal(config)
         if why and type(config).__name__ not in self.sees_to:
             raise UserError(f"method.config {type(config).__name__}: {why}")
+        _refuse_dropouts(config)
         self.config = config
         self.bases = bases_of(config)
         if quantization:
@@ -157,3 +159,11 @@ class Peft(Method):
         peft.set_peft_model_state_dict(adapted, weights)
         merged: Any = adapted.base_model
         return merged.merge_and_unload()
+
+
+def _refuse_dropouts(config: peft.PeftConfig) -> None:
+    """Said here, and not where the network is open: a sweep is refused before it begins."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "dropout" in field.name and isinstance(value, int | float) and not 0 <= value < 1:
+            raise UserError(f"method: {field.name} is {value}: it is a share, from 0 to below 1")

@@ -26,6 +26,7 @@ from ftlab.modules.refusals import (
     refuse_long_rows,
     refuse_other_base,
     refuse_preferences,
+    refuse_scaled_gradients,
     refuse_sharding,
 )
 from ftlab.modules.resuming import (
@@ -146,23 +147,26 @@ class FinetuneModule(JudgedModule):
         """The injected optimiser over the method's groups, and the schedule over all steps."""
         if not self.method.trains:
             return None
-        if self.trainer.precision == "16-mixed":
-            raise UserError(
-                "trainer.precision 16-mixed: its gradients are scaled where they are clipped and logged; give "
-                "bf16-mixed, or 32-true where the device has no bfloat16"
-            )
+        refuse_scaled_gradients(self.trainer.precision)
         assert self.network is not None
         mark_hidden(self.network)
-        groups = self.method.param_groups(self.network)
-        try:
-            optimizer = self.optimizer(groups)
-        except ValueError as error:  # such as a negative rate
-            raise UserError(f"model.optimizer: {one_line(error)}") from error
+        optimizer = self.optimizer_over(self.method.param_groups(self.network))
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         self._optimizer_asked = asked_of(optimizer)
         scheduler = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_over(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The injected optimiser.
+
+        Raises:
+            UserError: It refuses what it is configured with, such as a negative rate.
+        """
+        try:
+            return self.optimizer(groups)
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {one_line(error)}") from error
 
     def total_steps(self) -> int:
         """Optimiser steps of the whole training."""

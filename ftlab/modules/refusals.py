@@ -27,6 +27,19 @@ def refuse_sharding(strategy: Strategy) -> None:
         )
 
 
+def refuse_scaled_gradients(precision: object) -> None:
+    """Gradients of 16-bit floats are scaled, and would be clipped and logged as such.
+
+    Raises:
+        UserError: They would be.
+    """
+    if str(precision) in ("16-mixed", "16"):
+        raise UserError(
+            f"trainer.precision {precision}: its gradients are scaled where they are clipped and logged; give "
+            "bf16-mixed, or 32-true where the device has no bfloat16"
+        )
+
+
 def refuse_preferences(data: FinetuneData) -> None:
     """The loss of answers alone cannot use pairs of them.
 

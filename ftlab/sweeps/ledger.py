@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
@@ -10,6 +11,9 @@ SAID = "trial"
 """Attribute of a trial: its index, parameters and run, and for one that is tried again, which it is a `retry_of`."""
 RESULT = "result"
 """Attribute of a trial: the seconds that it took, and for one that failed, its last line."""
+
+LEADING = 25
+"""Trials that are known to be the best: as many as TPE takes for good ones."""
 
 
 class Ledger:
@@ -26,8 +30,7 @@ class Ledger:
         """Those that are not at their end."""
         self.ended: dict[str, FrozenTrial] = {}
         """Those that have a result, finished or pruned, by their runs."""
-        self.best: FrozenTrial | None = None
-        """The best that has finished, the first of equals."""
+        self._leading: list[tuple[float, int, FrozenTrial]] = []
         self._seconds = 0.0
         self._sign = -1 if maximize else 1
         self._read = 0
@@ -42,6 +45,16 @@ class Ledger:
         for trial in [*(trials[old.number] for old in before), *trials[self._read :]]:
             self._take_up(trial, new=trial.number >= self._read)
         self._read = len(trials)
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The best that has finished, the first of equals."""
+        return self._leading[0][-1] if self._leading else None
+
+    @property
+    def leading(self) -> list[FrozenTrial]:
+        """The best that have finished, at most LEADING, in the order in which they began."""
+        return sorted((trial for *_, trial in self._leading), key=lambda trial: trial.number)
 
     @property
     def seconds(self) -> float:
@@ -63,12 +76,10 @@ class Ledger:
         if trial.state == TrialState.FAIL:
             return
         self.ended[said["run"]] = trial
-        if trial.state == TrialState.COMPLETE and (self.best is None or self._rank(trial) < self._rank(self.best)):
-            self.best = trial
-
-    def _rank(self, trial: FrozenTrial) -> tuple[float, int]:
-        assert trial.value is not None
-        return self._sign * trial.value, trial.number
+        if trial.state == TrialState.COMPLETE:
+            assert trial.value is not None
+            bisect.insort(self._leading, (self._sign * trial.value, trial.number, trial))
+            del self._leading[LEADING:]
 
 
 def _seconds(trial: FrozenTrial) -> float:

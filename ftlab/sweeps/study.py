@@ -145,7 +145,7 @@ class Study:
         with self.lock:
             failed = [trial for trial in current(self.trials()) if trial.state == TrialState.FAIL]
             for trial in failed:
-                self._add({**trial.user_attrs[SAID], "retry_of": trial.number})
+                self._add({**trial.user_attrs[SAID], "retry_of": trial.number}, drawn=trial)
         return len(failed)
 
     def _leased(self, trial: FrozenTrial) -> Task | None:
@@ -169,7 +169,8 @@ class Study:
         run = name_of_run(self.command, parameters)
         return self._add({"index": index, "parameters": parameters, "run": run}, ended.get(run))
 
-    def _add(self, said: dict[str, Any], same: FrozenTrial | None = None) -> int:
+    def _add(self, said: dict[str, Any], same: FrozenTrial | None = None, drawn: FrozenTrial | None = None) -> int:
+        """Adds a trial: with the result of the `same` one before, and what a sampler has `drawn` it from."""
         state = same.state if same else TrialState.RUNNING
         template = FrozenTrial(
             number=-1,  # unused, as the next
@@ -178,8 +179,8 @@ class Study:
             value=same.value if same else None,
             datetime_start=None,
             datetime_complete=None,
-            params={},
-            distributions={},
+            params=drawn.params if drawn else {},
+            distributions=drawn.distributions if drawn else {},
             user_attrs={SAID: said} | ({RESULT: {"seconds": 0.0}} if same else {}),
             system_attrs={},
             intermediate_values=same.intermediate_values if same else {},
@@ -188,12 +189,10 @@ class Study:
 
     def _asked(self, index: int) -> int:
         """As Optuna suggests; where it suggests what was tried before, that is tried under the same name."""
-        spaces = {parameter.name: parameter.space() for parameter in self.file.parameters}
-        drawn_from = {name: space for name, space in spaces.items() if space is not None}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            study = optuna.Study(self.name, self.storage, sampler=search.sampler(self.file, index))
-            trial = study.ask(drawn_from)
+            study = search.Seen(self.name, self.storage, search.sampler(self.file, index), self._ledger.leading)
+            trial = study.ask(search.spaces(self.file.parameters))
         parameters = {p.name: p.value(trial.params.get(p.name)) for p in self.file.parameters}
         said = {"index": index, "parameters": parameters, "run": name_of_run(self.command, parameters)}
         self.storage.set_trial_user_attr(trial._trial_id, SAID, said)

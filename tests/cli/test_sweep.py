@@ -63,6 +63,8 @@ def test_from_a_sweep_file_to_the_best_trial(write_sweep: Callable[..., Path], f
     assert said.out.startswith(f"runs/both/{best}: val_loss ")
     for plot in ("importance.png", "parallel.png"):
         assert (Path("runs/both") / plot).read_bytes().startswith(b"\x89PNG")
+    page = (Path("runs/both") / "trials.html").read_text()
+    assert all(run.name in page for run in runs)
     composed = ftlab("fit", "-c", "runs/both/best.yaml", "--print_config")
     assert composed.code == 0
     theirs = next(config for run, config in zip(runs, configs, strict=True) if run.name == best)
@@ -107,6 +109,19 @@ def test_a_failed_trial_is_listed_and_the_exit_code_says_so(
         ({"parameters": {"trainer.max_stps": {"value": 1}}}, "did you mean trainer.max_steps?"),
         ({"parameters": {"model.method.r": {"values": [4, "many"]}}}, "would be refused: model.method"),
         ({"parameters": {"model.optimizer.lr": {"min": 0.1, "max": 1.0}}}, "which a grid cannot go through"),
+        # of the right type, and refused by a class alone
+        ({"parameters": {"model.method.r": {"values": [4, 0]}}}, "would be refused: method.r is 0"),
+        ({"parameters": {"model.method.dropout": {"values": [0.0, 2.0]}}}, "lora_dropout is 2.0: it is a share"),
+        ({"parameters": {"data.batch_size": {"values": [4, 0]}}}, "would be refused: data.batch_size is 0"),
+        ({"parameters": {"model.optimizer.lr": {"values": [0.1, -0.1]}}}, "optimizer: Invalid learning rate: -0.1"),
+        ({"parameters": {"trainer.gradient_clip_val": {"value": -1.0}}}, "trainer.gradient_clip_val is -1.0: give 0"),
+        ({"parameters": {"trainer.max_steps": {"values": [4, -1]}}}, "nothing says when training ends"),
+        # never validated
+        (
+            {"parameters": {"trainer.max_steps": {"values": [4, 1]}}},
+            "no trial logs val_loss: training ends after 1 batches",
+        ),
+        ({"parameters": {"trainer.limit_val_batches": {"value": 0}}}, "trainer.limit_val_batches is 0"),
         ({"parameters": {"config": {"values": ["nowhere.yaml"]}}}, "names nowhere.yaml, which is neither beside it"),
         ({"command": ["ftlab", "fit"]}, "command has no ${args}"),
         ({"command": ["ftlab", "fit", "${arg}", "${args}"]}, "${arg}, which is none of W&B's macros"),

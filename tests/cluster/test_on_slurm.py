@@ -8,6 +8,8 @@ import pytest
 from job_watching import Answer, write_profile
 
 from ftlab.cli.experiment import Experiment
+from ftlab.data import FinetuneData
+from ftlab.networks import Network
 
 FIT = ("fit", "-c", "tiny.yaml")
 
@@ -39,8 +41,8 @@ def test_the_same_command_is_run_and_nothing_opened(
     ftlab: Callable[..., Answer], workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = Experiment(FIT[1:]).run.directory.resolve()
-    for part in ("instantiate_trainer", "instantiate_classes"):
-        monkeypatch.setattr(Experiment, part, lambda *_: pytest.fail("the login node has no GPU"))
+    for owner, part in ((Network, "model"), (Network, "tokenizer"), (FinetuneData, "setup")):
+        monkeypatch.setattr(owner, part, lambda *_: pytest.fail("the login node has no memory for it"))
     shutil.rmtree("runs", ignore_errors=True)
     lines = dry(ftlab)
     assert any(line.endswith("-m ftlab fit -c tiny.yaml") for line in lines)
@@ -103,6 +105,21 @@ def test_devices_that_do_not_fit(refused: Callable[..., str]) -> None:
             "there is no key trainer.max_stps: did you mean trainer.max_steps?",
         ),
         (["--on", "slurm", "--run.signals", "[USR1]"], None),
+        # values of the right type that only a class refuses
+        (["--on", "slurm", "--model.method.r", "0"], "method.r is 0: a rank is at least 1"),
+        (
+            ["--on", "slurm", "--model.method.dropout", "2"],
+            "method: lora_dropout is 2.0: it is a share, from 0 to below 1",
+        ),
+        (["--on", "slurm", "--data.batch_size", "0"], "data.batch_size is 0; give 1 or more"),
+        (["--on", "slurm", "--model.optimizer.lr=-1"], "model.optimizer: Invalid learning rate: -1.0"),
+        (
+            ["--on", "slurm", "--trainer.accumulate_grad_batches", "0"],
+            "trainer.accumulate_grad_batches is 0: give 1 or more",
+        ),
+        (["--on", "slurm", "--trainer.max_steps=-5", "--trainer.accelerator", "gpu"], None),
+        (["--on", "slurm", "--trainer.max_steps=-1"], None),
+        (["--on", "slurm", "--trainer.precision", "16-mixed"], None),
     ],
 )
 def test_commands_that_make_no_sense(refused: Callable[..., str], words: list[str], sentence: str | None) -> None:

@@ -4,11 +4,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ftlab.sweeps import Study, SweepDirectory, status
-from ftlab.sweeps.ledger import SAID
+from ftlab.sweeps import Study, SweepDirectory, search, status
+from ftlab.sweeps.ledger import LEADING, SAID
 from ftlab.sweeps.search import grid_trial, random_trial
 
 TWO = {"x": {"values": [1.0, 2.0]}, "y": {"min": 5, "max": 7}}
@@ -179,3 +180,42 @@ def test_failed_ones_are_tried_again_and_counted_once(make_study: Callable[..., 
     assert study.retry_failed() == 0
     work_off(study)
     assert status(study).states == {"finished": 4, "pruned": 0, "failed": 0, "running": 0, "waiting": 0}
+
+
+def test_the_ledger_knows_the_best(make_study: Callable[..., Study]) -> None:
+    x = [float((7 * n) % 40) for n in range(40)]
+    study = make_study(parameters={"x": {"values": x}}, metric={"name": "val_loss", "goal": "maximize"})
+    work_off(study)
+    ledger = study.ledger()
+    assert ledger.best is not None
+    assert ledger.best.value == 39
+    assert [trial.value for trial in ledger.leading] == [value for value in x if value >= 40 - LEADING]
+
+
+def test_bayes_sees_the_latest_and_the_best(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten thousand, too, it draws within a bound; where it sees all, it draws what Optuna's own TPE draws."""
+    parameters = {**HALF, "n": {"values": [1, 2]}, "a": {"min": 1, "max": 9}, "c": {"value": 1}}
+    bayes = {"method": "bayes", "parameters": parameters, "run_cap": 40}
+    bounded, whole = make_study(**bayes), make_study(**bayes, name="whole")
+    monkeypatch.setattr(search, "TPE", lambda spaces, seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True))
+    work_off(whole)
+    monkeypatch.undo()
+    work_off(bounded)
+    assert parameters_of(bounded) == parameters_of(whole)
+
+    monkeypatch.setattr(search, "LATEST", 3)
+    seen = search.Seen(bounded.name, bounded.storage, search.sampler(bounded.file, 40), bounded.ledger().leading)
+    numbers = [trial.number for trial in seen._get_trials()]
+    best = sorted(bounded.trials(), key=lambda trial: trial.value)[:LEADING]
+    assert numbers == sorted({37, 38, 39} | {trial.number for trial in best})
+
+
+def test_a_failed_one_of_bayes_is_tried_again_as_it_was_drawn(make_study: Callable[..., Study]) -> None:
+    study = make_study(method="bayes", parameters=HALF, run_cap=1)
+    task = study.take()
+    assert task is not None
+    study.finish(task, TrialState.FAIL, error="no luck")
+    study.retry_failed()
+    work_off(study)
+    failed, again = study.trials()
+    assert again.value == again.params["x"] == failed.params["x"]
