@@ -14,6 +14,7 @@ from ftlab.data.examples import IGNORED
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
+from ftlab.modules.fsdp2 import FSDP2Strategy
 from ftlab.modules.scoring import Tally
 
 
@@ -102,10 +103,15 @@ class JudgedModule(pl.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Brings the answers of all devices together."""
+        self._gather()
+
+    def _gather(self) -> None:
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            self.trainer.strategy.finish_judging()
         self.tally.gather()
 
     def _conclude(self, prefix: str, split: Split) -> None:
-        self.tally.gather()
+        self._gather()
         if self.tally.answers:
             self.tally.score(self.data.records(split), self.metrics)
         self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
