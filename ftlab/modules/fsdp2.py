@@ -27,6 +27,7 @@ from ftlab.modules.shards import (
     part_of,
     shard,
     whole_state,
+    without_gradients,
 )
 from ftlab.networks import fingerprint
 
@@ -111,6 +112,18 @@ class FSDP2Strategy(ModelParallelStrategy):
         return {name: module.get_parameter(name) for name in sorted(module.trained_names())}
 
     # ---------------------------------------------------------------- judging
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with without_gradients():  # Lightning's loops are in inference mode, but over gloo
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with without_gradients():
+            return super().test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with without_gradients():
+            return super().predict_step(*args, **kwargs)
 
     def finish_judging(self) -> None:
         """To be called by all processes when each has judged its own records: see `Lockstep`."""

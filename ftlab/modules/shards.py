@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -184,6 +186,14 @@ class Skeleton:
         return self.network.train(network.training)
 
 
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """As torch.no_grad, within inference mode too: torch keeps the tensors into which it gathers a block, and those of
+    inference mode cannot be trained."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class Lockstep:
     """Has all processes take part in every forward without gradients: a block is gathered from all of them.
 
@@ -203,6 +213,8 @@ class Lockstep:
         self._model.register_forward_pre_hook(self._before_forward, prepend=True)
 
     def _before_forward(self, *_: Any) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a network in shards computes under torch.no_grad(), and not torch.inference_mode()")
         if not torch.is_grad_enabled() and not self._waiting:
             self._someone(works=True)
 
@@ -214,11 +226,11 @@ class Lockstep:
     def finish(self) -> None:
         """Goes along until all processes are here."""
         token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
-        while self._someone(works=False):
-            self._waiting = True
-            try:
-                with torch.no_grad():
+        self._waiting = True
+        try:
+            with without_gradients():
+                while self._someone(works=False):
                     self._model(input_ids=token, use_cache=False)
-            finally:
-                self._waiting = False
-        self._model.reshard()  # what no gradient has let go: its parameters would be a whole in the place of the parts
+                self._model.reshard()  # no backward pass has done it: whole tensors would stand in the place of parts
+        finally:
+            self._waiting = False
