@@ -110,9 +110,20 @@ def trained(
     }
 
 
-@pytest.mark.parametrize("method", METHODS)
+IN_PARTS = {"accumulate": 2, "checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "world", "options"),
+    [
+        ("full", 2, IN_PARTS),
+        ("lora", 4, {}),
+        pytest.param("full", 4, {}, marks=pytest.mark.slow),
+        pytest.param("lora", 2, IN_PARTS, marks=pytest.mark.slow),
+    ],
+)
 def test_shards_come_to_what_one_process_does(
-    method: str, network: Network, data_path: str, make_trainer: Make
+    method: str, world: int, options: dict[str, Any], network: Network, data_path: str, make_trainer: Make
 ) -> None:
     wide = Network(network.path, dtype="float64")  # type: ignore[arg-type]
     train = partial(trained, method, wide, data_path, make_trainer, gradient_clip_val=0.5)
@@ -120,24 +131,23 @@ def test_shards_come_to_what_one_process_does(
     assert len(alone["losses"]) == len(alone["gradients"]) == 4
     assert max(alone["norms"]) > 0.5  # it is clipped
     assert set(alone["answers"]) == set(range(5))
-    for world, options in {2: {"accumulate": 2, "checkpointing": True}, 4: {}}.items():
-        ranks = on_ranks(world, partial(train, world, **options))
-        for rank in ranks:
-            assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-6)
-            assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-6)
-            assert rank["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-6)
-            assert rank["answers"] == alone["answers"]
-            for here, there in zip(rank["gradients"], alone["gradients"], strict=True):
-                torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(rank["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
-        # every parameter is in shards, of as many rows as torch.chunk gives
-        assert len(ranks[0]["rows"]) == len(list(_parameters(method, wide)))
-        for name, (_, rows) in ranks[0]["rows"].items():
-            share = math.ceil(rows / world)
-            expected = [max(0, min(share, rows - share * number)) for number in range(world)]
-            assert [rank["rows"][name][0] for rank in ranks] == expected
-        assert sum(rank["bytes"][0] for rank in ranks) == ranks[0]["bytes"][1]
-        assert max(rank["bytes"][0] for rank in ranks) <= 1.02 / world * ranks[0]["bytes"][1]
+    ranks = on_ranks(world, partial(train, world, **options))
+    for rank in ranks:
+        assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+        assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-6)
+        assert rank["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-6)
+        assert rank["answers"] == alone["answers"]
+        for here, there in zip(rank["gradients"], alone["gradients"], strict=True):
+            torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(rank["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
+    # every parameter is in shards, of as many rows as torch.chunk gives
+    assert len(ranks[0]["rows"]) == len(list(_parameters(method, wide)))
+    for name, (_, rows) in ranks[0]["rows"].items():
+        share = math.ceil(rows / world)
+        expected = [max(0, min(share, rows - share * number)) for number in range(world)]
+        assert [rank["rows"][name][0] for rank in ranks] == expected
+    assert sum(rank["bytes"][0] for rank in ranks) == ranks[0]["bytes"][1]
+    assert max(rank["bytes"][0] for rank in ranks) <= 1.02 / world * ranks[0]["bytes"][1]
 
 
 def _parameters(method: str, network: Network) -> dict[str, Tensor]:
