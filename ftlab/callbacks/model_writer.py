@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from ftlab.modules import FinetuneModule, FSDP2Strategy
+from ftlab.modules import FinetuneModule
 from ftlab.runs import Run
 
 
@@ -24,9 +24,10 @@ class ModelWriter(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FinetuneModule)
-        strategy = trainer.strategy
-        network = strategy.whole_network() if isinstance(strategy, FSDP2Strategy) else pl_module.network
-        if trainer.is_global_zero:
+        network, owner = pl_module.network, trainer.is_global_zero
+        if pl_module.sharded:
+            network = pl_module.sharded.whole_network(owner)
+        if owner:
             self.write(pl_module, network)
 
     def write(self, module: FinetuneModule, network: nn.Module | None = None) -> None:

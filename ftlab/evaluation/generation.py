@@ -205,7 +205,7 @@ def _until(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
 
 
 def _without_gradients(network: nn.Module) -> AbstractContextManager[object]:
-    """Inference mode, but for a network in shards: what torch gathers its blocks into is kept, and could not be trained."""
+    """Inference mode; not for a network in shards: torch keeps what it gathers a block into, and could not train it."""
     sharded = any(isinstance(parameter, DTensor) for parameter in network.parameters())
     return torch.no_grad() if sharded else torch.inference_mode()
 

@@ -11,24 +11,14 @@ import torch
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy, StrategyRegistry
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim import Optimizer
 
 from ftlab.errors import UserError
 from ftlab.methods import Method
 from ftlab.modules.devices import gathered
-from ftlab.modules.shards import (
-    Lockstep,
-    Skeleton,
-    gather,
-    is_sharded,
-    own_state,
-    part_of,
-    shard,
-    whole_state,
-    without_gradients,
-)
+from ftlab.modules.shards import Sharded, gather, own_state, part_of, whole_state, without_gradients
 from ftlab.networks import fingerprint
 
 _LOOK_AT_WEIGHTS = ("begin", "penalty", "after_step", "state")
@@ -61,8 +51,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.before_sharding: list[Callable[[], Any]] = []
         """Are called while every process still has the whole network."""
-        self._skeleton: Skeleton | None = None
-        self._lockstep: Lockstep | None = None
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -84,13 +72,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None
         self.model = self.precision_plugin.convert_module(self.model)
         module = self._module
-        if not is_sharded(module.network):
+        if module.sharded is None:
             for look in self.before_sharding:
                 look()
             self._refuse_different_weights()
-            self._skeleton = Skeleton(module.network)
-            shard(module.network, self.device_mesh["data_parallel"], policy_for(str(trainer.precision)))
-            self._lockstep = Lockstep(module.network, self.root_device)
+            mesh, policy = self.device_mesh["data_parallel"], policy_for(str(trainer.precision))
+            module.sharded = Sharded(module.network, mesh, policy, self.root_device)
         super().setup(trainer)
 
     @property
@@ -125,11 +112,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         with without_gradients():
             return super().predict_step(*args, **kwargs)
 
-    def finish_judging(self) -> None:
-        """To be called by all processes when each has judged its own records: see `Lockstep`."""
-        assert self._lockstep is not None
-        self._lockstep.finish()
-
     # ---------------------------------------------------------------- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -159,11 +141,6 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
-
-    def whole_network(self) -> nn.Module | None:
-        """All of the network as it stands, on the CPU, in the first process. To be called by all."""
-        assert self._skeleton is not None
-        return self._skeleton.filled(self._module.network, self.is_global_zero)
 
 
 def policy_for(precision: str) -> MixedPrecisionPolicy:

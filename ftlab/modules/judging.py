@@ -14,8 +14,8 @@ from ftlab.data.examples import IGNORED
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
-from ftlab.modules.fsdp2 import FSDP2Strategy
 from ftlab.modules.scoring import Tally
+from ftlab.modules.shards import Sharded
 
 
 class JudgedModule(pl.LightningModule):
@@ -31,6 +31,8 @@ class JudgedModule(pl.LightningModule):
         self.decoding = decoding or Decoding()
         self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.network: nn.Module | None = None
+        self.sharded: Sharded | None = None
+        """The network as its strategy has sharded it."""
         self.tally = Tally()
 
     @property
@@ -106,8 +108,8 @@ class JudgedModule(pl.LightningModule):
         self._gather()
 
     def _gather(self) -> None:
-        if isinstance(self.trainer.strategy, FSDP2Strategy):
-            self.trainer.strategy.finish_judging()
+        if self.sharded:
+            self.sharded.finish_judging()
         self.tally.gather()
 
     def _conclude(self, prefix: str, split: Split) -> None:

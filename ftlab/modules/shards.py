@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -58,11 +58,6 @@ def language_model(network: nn.Module) -> PreTrainedModel:
     """The transformers network in `network`, adapted or not: each token that is generated passes through its forward,
     which a wrapper's need not."""
     return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
-
-
-def is_sharded(network: nn.Module) -> bool:
-    """Whether `shard` has been here."""
-    return any(isinstance(module, FSDPModule) for module in network.modules())
 
 
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -123,7 +118,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gather(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The tensors whole and on the CPU, one after the other; nothing where not `keep`. To be called by all processes."""
+    """The tensors whole, on the CPU, one after the other; nothing where not `keep`. To be called by all processes."""
     found = {}
     for name, tensor in tensors.items():
         full = whole(tensor.detach())
@@ -197,9 +192,9 @@ def without_gradients() -> Iterator[None]:
 class Lockstep:
     """Has all processes take part in every forward without gradients: a block is gathered from all of them.
 
-    Processes judge other records, as many as there are, and generate answers of other lengths. One that has nothing left
-    goes on with a token of its own until all are through: see `finish`. Before each such forward the processes tell each
-    other whether they have something left. In training all have the same number of batches.
+    Each process judges records of its own, more or less of them, and generates answers of other lengths. One that has
+    nothing left goes on with a token of its own until all are through: see `finish`. Before each such forward they tell
+    each other whether they have something left. In training all have the same number of batches.
 
     Args:
         network: Sharded.
@@ -234,3 +229,30 @@ class Lockstep:
                 self._model.reshard()  # no backward pass has done it: whole tensors would stand in the place of parts
         finally:
             self._waiting = False
+
+
+class Sharded:
+    """A network in shards, with what is needed to judge it and to have it whole again.
+
+    Args:
+        network: Not sharded yet, the same in all processes.
+        mesh: One dimension, all processes.
+        policy: In which types blocks are gathered, and gradients summed.
+        device: This process's.
+    """
+
+    def __init__(
+        self, network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device
+    ) -> None:
+        self._network = network
+        self._skeleton = Skeleton(network)
+        shard(network, mesh, policy)
+        self._lockstep = Lockstep(network, device)
+
+    def finish_judging(self) -> None:
+        """To be called by all processes when each has judged its own records: see `Lockstep`."""
+        self._lockstep.finish()
+
+    def whole_network(self, keep: bool) -> nn.Module | None:
+        """All of it as it stands, on the CPU; None where not `keep`. To be called by all processes."""
+        return self._skeleton.filled(self._network, keep)

@@ -32,18 +32,17 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_a_run_in_shards_is_that_of_one_process(workplace: Path) -> None:
-    code, said = ended(begin("fit", "shards"))
-    assert code == 0, said
-    assert main(["fit", "-c", "tiny.yaml", "--run.name", "alone"]) == 0
+    fit = ["fit", "-c", "tiny.yaml", "--run.name"]
+    assert on_ranks(2, partial(main, [*fit, "shards", *TWO])) == [0, 0]
+    assert on_ranks(1, partial(main, [*fit, "alone"])) == [0]
     shards, alone = Path("runs/tiny/shards"), Path("runs/tiny/alone")
     ours, theirs = (load_file(run / "model/adapter_model.safetensors") for run in (shards, alone))
     assert_close(ours, theirs, rtol=1e-3, atol=1e-5)  # sums of float32 in another order
-    header, *rows = curves(shards)
-    assert len(rows) == len(curves(alone)[1:])
-    assert json.loads((shards / "provenance.json").read_text())["frozen_base"] == (
-        json.loads((alone / "provenance.json").read_text())["frozen_base"]
-    )
-    assert main(["generate", str(shards), "--prompt", "Zeno asks"]) == 0  # in this process alone
+    assert len(curves(shards)) == len(curves(alone)) == 1 + 4
+    ours, theirs = (json.loads((run / "provenance.json").read_text()) for run in (shards, alone))
+    assert ours["frozen_base"] == theirs["frozen_base"]
+    assert ours["cost"]["trainable_parameters"] == theirs["cost"]["trainable_parameters"]
+    assert on_ranks(1, partial(main, ["generate", str(shards), "--prompt", "Zeno asks"])) == [0]
 
 
 @pytest.mark.resume

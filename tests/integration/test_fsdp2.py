@@ -154,6 +154,32 @@ def _parameters(method: str, network: Network) -> dict[str, Tensor]:
     return dict(METHODS[method]().adapt(network.model()).named_parameters())
 
 
+def in_bfloat16(
+    method: str, network: Network, data_path: str, make_trainer: Make, strategy: str
+) -> tuple[list[float], dict[str, torch.dtype]]:
+    """The losses of a training with bf16-mixed, and the types of the parts."""
+    module, seen = make_module(METHODS[method](), network), Seen()
+    trainer = make_trainer(
+        devices=2, strategy=strategy, precision="bf16-mixed", max_steps=4, callbacks=[seen, FrozenBase()]
+    )
+    trainer.fit(module, make_data(network, data_path, 2))
+    return seen.losses, {name: parameter.dtype for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("method", "base"), [pytest.param("full", "float32", marks=pytest.mark.slow), ("lora", "bfloat16")]
+)
+def test_computed_in_bfloat16_the_parts_keep_their_types(
+    method: str, base: Any, network: Network, data_path: str, make_trainer: Make
+) -> None:
+    work = partial(in_bfloat16, method, Network(network.path, dtype=base), data_path, make_trainer)
+    (losses, types), other = on_ranks(2, partial(work, "fsdp2"))
+    ddp = on_ranks(2, partial(work, "ddp"))[0]
+    assert (losses, types) == other
+    assert types == ddp[1]
+    assert losses == pytest.approx(ddp[0], rel=0.01)  # the stream between blocks is bfloat16, too
+
+
 def in_shards_and_saved(method: str, network: Network, data_path: str, make_trainer: Make, place: Path) -> Tensor:
     """The logits of the sharded network after three steps, whose `model/` is written."""
     module = make_module(METHODS[method](), network)
@@ -351,7 +377,9 @@ def crossed(
     return crossing.found
 
 
-@pytest.mark.parametrize(("method", "checkpointing"), [("full", True), ("lora", False)])
+@pytest.mark.parametrize(
+    ("method", "checkpointing"), [("full", True), pytest.param("lora", False, marks=pytest.mark.slow)]
+)
 def test_blocks_are_gathered_forward_and_backward_and_gradients_summed_once(
     method: str, checkpointing: bool, network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
@@ -374,9 +402,7 @@ def test_blocks_are_gathered_forward_and_backward_and_gradients_summed_once(
         assert sorted(found) == sorted([*micro_batch, *micro_batch, *told])
 
 
-def refused(
-    method: Callable[[], Method], optimizer: Any, network: Network, data_path: str, make_trainer: Make
-) -> str:
+def refused(method: Callable[[], Method], optimizer: Any, network: Network, data_path: str, make_trainer: Make) -> str:
     """What training says that is refused before its first step."""
     module = make_module(method(), network, optimizer=optimizer)
     with pytest.raises(UserError) as caught:
@@ -394,7 +420,7 @@ def refused(
         (
             lambda: Peft(peft.PromptTuningConfig(num_virtual_tokens=2)),
             adamw,
-            "trainer.strategy fsdp2: prompt_encoder.default.embedding.weight is trained and cannot be sharded, as it lies",
+            "trainer.strategy fsdp2: prompt_encoder.default.embedding.weight is trained and cannot be sharded",
         ),
     ],
     ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside"],
