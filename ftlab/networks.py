@@ -297,10 +297,13 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def _plain_parts(tensor: Any) -> Iterator[Any]:
-    """The tensors that one is made of: itself, or codes and scales of a quantised one."""
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's, which would be dequantised
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _plain_parts(getattr(tensor, name))
+    """The tensors that one is made of: itself, codes and scales of a quantised one, or this process's part of one in
+    shards."""
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's would be dequantised, and shards gathered
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        for part in parts:
+            if isinstance(part, torch.Tensor):
+                yield from _plain_parts(part)
         return
     yield tensor
     state = getattr(tensor, "quant_state", None)

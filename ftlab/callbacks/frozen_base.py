@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
-from ftlab.modules import FinetuneModule
+from ftlab.modules import FinetuneModule, FSDP2Strategy
 from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
@@ -25,10 +25,18 @@ class FrozenBase(pl.Callback):
     def __init__(self, run: Run | None = None) -> None:
         self.run = run
         self.digest = ""
+        self._whole = ""  # of a network in shards, before it was: `digest` is then of this process's
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDP2Strategy):
+            trainer.strategy.before_sharding.append(lambda: self._note_whole(pl_module))
+
+    def _note_whole(self, module: pl.LightningModule) -> None:
+        self._whole = self._digest(module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.digest = self._digest(pl_module)
-        if len(set(gathered(self.digest))) > 1:
+        if len(set(gathered(self._whole or self.digest))) > 1:
             raise UserError(
                 "the processes of this run have opened different weights under model.network.path: have all nodes read "
                 "the same files"
@@ -36,7 +44,7 @@ class FrozenBase(pl.Callback):
         self._compare_with_run(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._digest(pl_module) == self.digest:
+        if all(gathered(self._digest(pl_module) == self.digest)):
             return
         if self.run and trainer.is_global_zero:  # nobody should go on from them, or judge them
             shutil.rmtree(self.run.checkpoints.directory, ignore_errors=True)
@@ -62,7 +70,8 @@ class FrozenBase(pl.Callback):
     def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.run is None:
             return
-        here, there = self.digest or self._digest(pl_module), self.run.record().get("frozen_base")
+        here = self._whole or self.digest or self._digest(pl_module)
+        there = self.run.record().get("frozen_base")
         assert isinstance(pl_module, FinetuneModule)
         if there is None or (there != here and pl_module.forced):
             if trainer.is_global_zero:

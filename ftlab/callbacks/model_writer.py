@@ -6,6 +6,7 @@ import shutil
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
 from ftlab.modules import FinetuneModule
 from ftlab.runs import Run
@@ -22,22 +23,33 @@ class ModelWriter(pl.Callback):
         self.run = run
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, FinetuneModule)
-            self.write(pl_module)
+        assert isinstance(pl_module, FinetuneModule)
+        network, owner = pl_module.network, trainer.is_global_zero
+        if pl_module.sharded:
+            network = pl_module.sharded.whole_network(owner)
+        if owner:
+            self.write(pl_module, network)
 
-    def write(self, module: FinetuneModule) -> None:
-        """Writes `model/` whole, or leaves what was there."""
-        assert module.network is not None
+    def write(self, module: FinetuneModule, network: nn.Module | None = None) -> None:
+        """Writes `model/` whole, or leaves what was there.
+
+        Args:
+            module: Has been trained.
+            network: The module's, whole; by default as it stands there.
+        """
+        network = network or module.network
+        assert network is not None
         if self.run.best.is_file():
-            checkpoint = torch.load(self.run.best, map_location=module.device, weights_only=True)
-            module.load_state_dict(checkpoint["state_dict"], strict=False)
-            module.method.restore(module.network, checkpoint["ftlab"]["method"])
+            device = next(network.parameters()).device
+            checkpoint = torch.load(self.run.best, map_location=device, weights_only=True)
+            weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
+            network.load_state_dict(weights, strict=False)
+            module.method.restore(network, checkpoint["ftlab"]["method"])
         unfinished = self.run.model.with_name(".model")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         try:
-            module.method.save(module.network, unfinished)
+            module.method.save(network, unfinished)
             module.pretrained.tokenizer().save_pretrained(unfinished)
             shutil.rmtree(self.run.model, ignore_errors=True)
             unfinished.replace(self.run.model)

@@ -10,11 +10,12 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
 
 from ftlab.errors import UserError
@@ -121,7 +122,7 @@ def generate(
     device = next(network.parameters()).device
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
     answers: list[list[int]] = [[]] * len(input_ids)
-    with torch.inference_mode(), _evaluating(network), _seeded(decoding.seed, device), warnings.catch_warnings():
+    with _without_gradients(network), _evaluating(network), _seeded(decoding.seed, device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT's, of prompt tuning: see _calls
         for new_tokens, rows in _calls(network, attention_mask, decoding.max_new_tokens):
             length = int(attention_mask[rows].sum(dim=1).max())
@@ -201,6 +202,12 @@ def _calls(network: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> l
 def _until(tokens: list[int], stop_ids: Sequence[int]) -> list[int]:
     """The tokens before the first stop token."""
     return tokens[: next((i for i, token in enumerate(tokens) if token in stop_ids), len(tokens))]
+
+
+def _without_gradients(network: nn.Module) -> AbstractContextManager[object]:
+    """Inference mode; not for a network in shards: torch keeps what it gathers a block into, and could not train it."""
+    sharded = any(isinstance(parameter, DTensor) for parameter in network.parameters())
+    return torch.no_grad() if sharded else torch.inference_mode()
 
 
 @contextmanager

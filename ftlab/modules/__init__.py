@@ -1,6 +1,7 @@
 """LightningModules: one per objective, none per method."""
 
 from ftlab.modules.finetune import FinetuneModule
+from ftlab.modules.fsdp2 import FSDP2Strategy
 from ftlab.modules.schedules import Constant, Cosine, Linear, Schedule
 
-__all__ = ["Constant", "Cosine", "FinetuneModule", "Linear", "Schedule"]
+__all__ = ["Constant", "Cosine", "FSDP2Strategy", "FinetuneModule", "Linear", "Schedule"]

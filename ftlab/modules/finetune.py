@@ -18,6 +18,7 @@ from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.modules.devices import distributed, gathered, share_only, summed
+from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_whole_matrices
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
@@ -27,7 +28,7 @@ from ftlab.modules.refusals import (
     refuse_other_base,
     refuse_preferences,
     refuse_scaled_gradients,
-    refuse_sharding,
+    refuse_strategy,
 )
 from ftlab.modules.resuming import (
     asked_of,
@@ -38,6 +39,7 @@ from ftlab.modules.resuming import (
     take_own_optimizer,
 )
 from ftlab.modules.schedules import Cosine, Schedule
+from ftlab.modules.shards import whole
 from ftlab.modules.steps import data_parallel_size, total_steps
 from ftlab.networks import Network
 
@@ -117,10 +119,10 @@ class FinetuneModule(JudgedModule):
         """Opens and adapts the network; called again, it returns at once."""
         if self.network is not None:
             return
-        refuse_sharding(self.trainer.strategy)
         if fitting := self.trainer.state.fn == TrainerFn.FITTING:
             refuse_preferences(self.data)
         refuse_other_base(self.method, self.pretrained)
+        refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
         network = self.pretrained.model(quantization, device if quantization else "cpu")
@@ -151,6 +153,8 @@ class FinetuneModule(JudgedModule):
         assert self.network is not None
         mark_hidden(self.network)
         optimizer = self.optimizer_over(self.method.param_groups(self.network))
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            refuse_whole_matrices(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         self._optimizer_asked = asked_of(optimizer)
@@ -260,7 +264,8 @@ class FinetuneModule(JudgedModule):
         by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
         limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
         # not Lightning's own clipping: it refuses fused optimisers under bf16-mixed, too, where nothing is scaled
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         # the device is waited for: the optimiser must not see what is no number
         loss, self._gradient_norm = torch.cat([self._global_loss.to(norm.device), norm.reshape(1)]).tolist()
         self.soundness.judge(self.global_step + 1, loss / max(1.0, self._global_targets), self._gradient_norm)

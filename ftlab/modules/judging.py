@@ -15,6 +15,7 @@ from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.modules.scoring import Tally
+from ftlab.modules.shards import Sharded
 
 
 class JudgedModule(pl.LightningModule):
@@ -30,6 +31,8 @@ class JudgedModule(pl.LightningModule):
         self.decoding = decoding or Decoding()
         self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.network: nn.Module | None = None
+        self.sharded: Sharded | None = None
+        """The network as its strategy has sharded it."""
         self.tally = Tally()
 
     @property
@@ -102,10 +105,15 @@ class JudgedModule(pl.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Brings the answers of all devices together."""
+        self._gather()
+
+    def _gather(self) -> None:
+        if self.sharded:
+            self.sharded.finish_judging()
         self.tally.gather()
 
     def _conclude(self, prefix: str, split: Split) -> None:
-        self.tally.gather()
+        self._gather()
         if self.tally.answers:
             self.tally.score(self.data.records(split), self.metrics)
         self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})

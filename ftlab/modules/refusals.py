@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
 from ftlab.data import FinetuneData
@@ -10,20 +10,24 @@ from ftlab.data.layout import FLASH
 from ftlab.errors import UserError, one_line, out_of_memory
 from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
+from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_in_shards
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.networks import Network
 
 
-def refuse_sharding(strategy: Strategy) -> None:
-    """A network in shards would be clipped by the norm of one of them, and saved without the others.
+def refuse_strategy(strategy: Strategy, method: Method, pretrained: Network) -> None:
+    """Under any other strategy a network in shards would be clipped by the norm of one, and saved without the others.
 
     Raises:
-        UserError: The strategy shards it.
+        UserError: It is another, or one that the method or its base does not go with.
     """
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    if isinstance(strategy, FSDP2Strategy):
+        refuse_in_shards(method, pretrained.base_kind(method.quantization))
+    elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        instead = "fsdp2, ddp for a base in few bits" if isinstance(strategy, FSDPStrategy) else "ddp or fsdp2"
         raise UserError(
-            f"trainer.strategy: {type(strategy).__name__} is none that ftlab can train, save and resume exactly yet: "
-            "take ddp; where memory is short, model.network.dtype bfloat16 or a method over a base in few bits"
+            f"trainer.strategy: {type(strategy).__name__} is none that ftlab can train, save and resume exactly: take "
+            f"{instead}"
         )
 
 

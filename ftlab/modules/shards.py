@@ -1,0 +1,258 @@
+"""A network in shards: every process keeps a part of each tensor, and sees a block whole while it computes it.
+
+At torch's level (`fully_shard`, FSDP2: Zhao et al. 2023, arXiv 2304.11277, rewritten over DTensor); of Lightning
+`ftlab.modules.fsdp2` knows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from ftlab.errors import UserError
+from ftlab.methods.full import decoder_blocks
+
+
+def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+    """Leaves each process its part of every parameter: rows of the first dimension, as torch.chunk gives them.
+
+    Each decoder block is gathered by itself, before it is computed, and let go afterwards; all else (embeddings, final
+    norm, head) is gathered before the first block and kept until the gradients are there.
+
+    Args:
+        network: On the CPU or the mesh's device, the same in all processes. Parameters are replaced.
+        mesh: One dimension, all processes.
+        policy: In which types blocks are gathered, and gradients summed.
+
+    Raises:
+        UserError: The network cannot be taken apart in this way.
+    """
+    model = language_model(network)
+    blocks = _blocks(model)
+    _refuse_what_is_shared(model, blocks)
+    scalars = {parameter for parameter in model.parameters() if not parameter.ndim}  # torch cannot
+    for unit in (*blocks, model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=scalars)
+    whole = [name for name, p in network.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if whole:
+        raise UserError(
+            f"trainer.strategy fsdp2: {whole[0]} is trained and cannot be sharded, as it "
+            f"{'has no dimension' if network.get_parameter(whole[0]) in scalars else 'lies outside the base network'}: "
+            "take ddp, or another method"
+        )
+
+
+def language_model(network: nn.Module) -> PreTrainedModel:
+    """The transformers network in `network`, adapted or not: each token that is generated passes through its forward,
+    which a wrapper's need not."""
+    return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
+
+
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+    try:
+        return list(decoder_blocks(model))
+    except UserError as error:
+        raise UserError(
+            f"trainer.strategy fsdp2: a network is sharded by its decoder blocks, and those of {type(model).__name__} "
+            "cannot be told: take ddp"
+        ) from error
+
+
+def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
+    """A tensor of two blocks would be in two places, and have two gradients; and the gradients of a block are summed in
+    one type."""
+    owners = Counter(parameter for block in blocks for parameter in block.parameters())
+    of_blocks = set(owners)
+    outside = {parameter for name, parameter in _outside(model, blocks)}
+    for name, parameter in model.named_parameters():
+        if owners[parameter] > 1 or (parameter in of_blocks and parameter in outside):
+            raise UserError(
+                f"trainer.strategy fsdp2: {name} is a tensor of several decoder blocks, which are sharded apart: take "
+                "ddp, or another method"
+            )
+    for unit in ([*block.parameters()] for block in blocks):
+        types = {str(parameter.dtype).removeprefix("torch.") for parameter in unit if parameter.requires_grad}
+        if len(types) > 1:
+            raise UserError(
+                f"trainer.strategy fsdp2: a decoder block trains tensors in {' and '.join(sorted(types))}: set "
+                "model.network.dtype float32, so that all are of one type"
+            )
+
+
+def _outside(model: PreTrainedModel, blocks: list[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    inside = {module for block in blocks for module in block.modules()}
+    return [
+        (name, parameter)
+        for module in model.modules()
+        if module not in inside
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+
+
+# -------------------------------------------------------------------- whole tensors and their parts
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which this process has a part; any other as it is. To be called by all processes."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of `tensor`, which all have whole, cut as `like` is. Nothing crosses between processes."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
+        return tensor
+    mine = tensor.to(like.device)
+    return distribute_tensor(mine, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gather(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The tensors whole, on the CPU, one after the other; nothing where not `keep`. To be called by all processes."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if keep:
+            found[name] = full.cpu()
+    return found
+
+
+def whole_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
+    """The optimiser's state as a single process would have it, on the CPU; nothing where not `keep`. To be called by
+    all processes."""
+    state = optimizer.state_dict()
+    moments: dict[Any, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        tensors = gather({name: value for name, value in values.items() if isinstance(value, Tensor)}, keep)
+        moments[number] = {name: tensors.get(name, value) for name, value in values.items()}
+    return state | {"state": moments} if keep else {}
+
+
+def own_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """This process's part of what `whole_state` gave, as `optimizer` can load it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    by_number = dict(zip(numbers, parameters, strict=True))
+    moments = {
+        number: {
+            name: part_of(value, by_number[number]) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return state | {"state": moments}
+
+
+class Skeleton:
+    """A network's modules without its parameters, so that there is something to put these into when they are gathered:
+    a sharded network cannot be copied, and only the first process has use for a whole one.
+
+    Args:
+        network: Not sharded yet.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        bones = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in network.parameters()}
+        self.network: nn.Module = copy.deepcopy(network, dict(bones))
+
+    def filled(self, network: nn.Module, keep: bool) -> nn.Module | None:
+        """The network on the CPU with the parameters of `network`, in the mode that it is in; None where not `keep`. To
+        be called by all processes."""
+        full = gather(dict(network.named_parameters()), keep)
+        if not keep:
+            return None
+        flesh = {id(p): nn.Parameter(full[name], p.requires_grad) for name, p in self.network.named_parameters()}
+        for module in self.network.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:  # tied ones stay one
+                    module._parameters[name] = flesh[id(parameter)]
+        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
+            mine.copy_(theirs)
+        return self.network.train(network.training)
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """As torch.no_grad, within inference mode too: torch keeps the tensors into which it gathers a block, and those of
+    inference mode cannot be trained."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class Lockstep:
+    """Has all processes take part in every forward without gradients: a block is gathered from all of them.
+
+    Each process judges records of its own, more or less of them, and generates answers of other lengths. One that has
+    nothing left goes on with a token of its own until all are through: see `finish`. Before each such forward they tell
+    each other whether they have something left. In training all have the same number of batches.
+
+    Args:
+        network: Sharded.
+        device: By way of which they tell each other.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._model: Any = language_model(network)
+        self._device = device
+        self._waiting = False
+        self._model.register_forward_pre_hook(self._before_forward, prepend=True)
+
+    def _before_forward(self, *_: Any) -> None:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("a network in shards computes under torch.no_grad(), and not torch.inference_mode()")
+        if not torch.is_grad_enabled() and not self._waiting:
+            self._someone(works=True)
+
+    def _someone(self, works: bool) -> bool:
+        working = torch.tensor([float(works)], device=self._device)
+        dist.all_reduce(working)
+        return bool(working.item())
+
+    def finish(self) -> None:
+        """Goes along until all processes are here."""
+        token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
+        self._waiting = True
+        try:
+            with without_gradients():
+                while self._someone(works=False):
+                    self._model(input_ids=token, use_cache=False)
+                self._model.reshard()  # no backward pass has done it: whole tensors would stand in the place of parts
+        finally:
+            self._waiting = False
+
+
+class Sharded:
+    """A network in shards, with what is needed to judge it and to have it whole again.
+
+    Args:
+        network: Not sharded yet, the same in all processes.
+        mesh: One dimension, all processes.
+        policy: In which types blocks are gathered, and gradients summed.
+        device: This process's.
+    """
+
+    def __init__(
+        self, network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device
+    ) -> None:
+        self._network = network
+        self._skeleton = Skeleton(network)
+        shard(network, mesh, policy)
+        self._lockstep = Lockstep(network, device)
+
+    def finish_judging(self) -> None:
+        """To be called by all processes when each has judged its own records: see `Lockstep`."""
+        self._lockstep.finish()
+
+    def whole_network(self, keep: bool) -> nn.Module | None:
+        """All of it as it stands, on the CPU; None where not `keep`. To be called by all processes."""
+        return self._skeleton.filled(self._network, keep)
