@@ -75,7 +75,7 @@ class Cost:
         weights: That it holds.
         gradients: Of what is trained.
         moments: AdamW's two.
-        buffers: In which weights and gradients cross; of DDP these are its gradients.
+        buffers: In which weights and gradients stand whole while it computes, where it holds them in parts.
         all_reduced: Goes into all-reduces in an optimiser step.
         reduce_scattered: Goes into reduce-scatters.
         all_gathered: Comes out of all-gathers.
@@ -85,14 +85,14 @@ class Cost:
     weights: float
     gradients: float
     moments: float
-    buffers: float
+    buffers: float = 0
     all_reduced: float = 0
     reduce_scattered: float = 0
     all_gathered: float = 0
 
     @property
     def memory(self) -> float:
-        """All that it holds beside activations."""
+        """The most that it holds beside activations."""
         return self.weights + self.gradients + self.moments + self.buffers
 
     @property
@@ -107,4 +107,26 @@ def ddp(shape: Shape, processes: int) -> Cost:
     """DistributedDataParallel: each has everything, and gradients are summed once a step, whatever it accumulates."""
     weights = shape.weights
     crossing = weights.trained if processes > 1 else 0
-    return Cost(processes, weights.all, weights.trained, 2 * weights.trained, buffers=0, all_reduced=crossing)
+    return Cost(processes, weights.all, weights.trained, 2 * weights.trained, all_reduced=crossing)
+
+
+def fsdp2(shape: Shape, processes: int, accumulate: int = 1) -> Cost:
+    """FSDP2: each has its part. Blocks are gathered in the forward and in the backward pass, of which two are there
+    at a time, all else once; gradients are summed at every micro-batch.
+
+    Args:
+        shape: Of the network.
+        processes: How many there are.
+        accumulate: Micro-batches of an optimiser step.
+    """
+    weights, outside = shape.weights, shape.outside
+    largest = max(shape.blocks, key=lambda block: block.all)
+    return Cost(
+        processes,
+        weights.all / processes,
+        weights.trained / processes,
+        2 * weights.trained / processes,
+        buffers=outside.all + outside.trained + 2 * largest.all + largest.trained,
+        reduce_scattered=accumulate * weights.trained,
+        all_gathered=accumulate * (2 * weights.all - outside.all),
+    )
