@@ -77,7 +77,7 @@ def test_forced_a_run_goes_on_over_two_processes(finished: Finished) -> None:
     run = finished("lora")
     other = ["--trainer.devices", 2, "--data.batch_size", 3, "--trainer.max_steps", 8, "--run.resume", "force"]
     command = [sys.executable, "-m", "ftlab", *of(run), *other]  # Lightning starts the other process by the same
-    subprocess.run([str(word) for word in command], check=True, timeout=120)
+    subprocess.run([str(word) for word in command], check=True, timeout=300)
     assert steps(run) == [str(step) for step in range(1, 9)]
 
 

@@ -190,7 +190,7 @@ def test_a_signal_in_the_middle_of_training(workplace: Path) -> None:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -26,7 +26,7 @@ def begin(verb: str, name: str, *options: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code and what was said."""
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
     return process.returncode, err
 

@@ -55,7 +55,7 @@ def when_trained(process: subprocess.Popen[str], step: int) -> None:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """The exit code and the last line that was said."""
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
     return process.returncode, (err.splitlines() or [""])[-1]
 
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_passed_over(undisturbed: Callable[[], dict]) ->
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
     process = begin()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert f"ftlab: {last} is damaged, and the one before is taken" in err
     assert results(RUN) == undisturbed()

@@ -78,7 +78,7 @@ def _rows(data: FinetuneData) -> list[list[int]]:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)

@@ -18,7 +18,7 @@ from tiny_experiment import results, write_experiment
 from ftlab.networks import Network
 
 STEPS = 12
-PATIENCE = 60
+PATIENCE = 300
 """Seconds in which a run must have ended that something has broken."""
 
 METHOD = '''"""A method that breaks something, once: the file that BREAK names is there until then."""

@@ -275,7 +275,7 @@ def train_in(deep_network: Network, data_path: str, tmp_path: Path) -> Callable[
             )
             for rank in range(devices)
         ]
-        said = [process.communicate(timeout=120)[0] for process in processes]
+        said = [process.communicate(timeout=300)[0] for process in processes]
         return said if any(process.returncode for process in processes) else []
 
     return start

@@ -288,7 +288,7 @@ def test_two_processes_train_what_one_trains(
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
+    said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     by_hand = descend(data, rows_per_step=8)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

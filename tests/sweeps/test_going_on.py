@@ -74,7 +74,7 @@ def test_stopped_and_gone_on_with(ftlab: Callable[..., Any], sweep_file: Callabl
     launcher = subprocess.Popen(
         [sys.executable, "-m", "ftlab", "sweep", "run", str(path), "--workers", "2"], stderr=subprocess.DEVNULL
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while len(list(SWEEP.glob("*/metrics.csv"))) < 2:
         assert launcher.poll() is None
         assert time.monotonic() < end
