@@ -36,3 +36,15 @@ def test_devices_of_a_trial_are_the_profiles(workplace: Path) -> None:
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=r"would be refused: slurm/profiles/default.yaml has gpus: 4, and trainer.dev"):
         planned(read_sweep_file(path), path, "default")
+
+
+def test_of_a_sweep_over_devices_the_most_count(workplace: Path) -> None:
+    path = workplace / "devices.yaml"
+    content = {
+        "method": "grid",
+        "metric": {"name": "val_loss"},
+        "parameters": {"trainer.devices": {"values": [2, 1]}},
+        "command": ["ftlab", "fit", "-c", "tiny.yaml", "${args}"],
+    }
+    path.write_text(yaml.safe_dump(content))
+    assert planned(read_sweep_file(path), path).devices == 2
