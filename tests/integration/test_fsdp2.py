@@ -152,6 +152,57 @@ def test_shards_come_to_what_one_process_does(
     assert max(rank["bytes"][0] for rank in ranks) <= 1.02 / world * ranks[0]["bytes"][1]
 
 
+SOME = ["q_proj", "v_proj", "down_proj"]
+VARIANTS: dict[str, Callable[[], Method]] = {
+    "some blocks": lambda: Full(last_blocks=1),
+    "norms": lambda: Full(only="norms"),
+    "rates by depth": lambda: Full(layer_decay=0.8),
+    "dora": lambda: LoRA(r=2, dora=True),
+    "lora and the head": lambda: LoRA(r=2, ratio=4.0, modules_to_save=["lm_head"]),
+    "ia3": lambda: Peft(peft.IA3Config(target_modules=SOME, feedforward_modules=["down_proj"])),
+    "vera": lambda: Peft(peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"])),
+    "loha": lambda: Peft(peft.LoHaConfig(r=2, target_modules=SOME)),
+    "lokr": lambda: Peft(peft.LoKrConfig(r=2, target_modules=SOME)),
+    "oft": lambda: Peft(peft.OFTConfig(oft_block_size=8, target_modules=SOME)),
+    "fourierft": lambda: Peft(peft.FourierFTConfig(n_frequency=20, target_modules=["q_proj"])),
+    "hra": lambda: Peft(peft.HRAConfig(r=2, target_modules=["q_proj"])),
+    "miss": lambda: Peft(peft.MissConfig(r=2, target_modules=["q_proj"])),
+    "randlora": lambda: Peft(peft.RandLoraConfig(r=4, target_modules=["q_proj", "o_proj"])),
+    "c3a": lambda: Peft(peft.C3AConfig(block_size=16, target_modules=["q_proj"])),
+    "shira": lambda: Peft(peft.ShiraConfig(r=2, target_modules=["q_proj"])),
+    "trainable tokens": lambda: Peft(peft.TrainableTokensConfig(token_indices=[3, 4, 5])),
+}
+
+
+def variant(name: str, network: Network, data_path: str, make_trainer: Make, world: int) -> dict[str, Tensor]:
+    """The weights after two steps of plain gradient descent."""
+    module = make_module(VARIANTS[name](), network, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    trainer = make_trainer(
+        devices=world,
+        strategy="fsdp2" if world > 1 else "auto",
+        max_steps=2,
+        gradient_clip_val=0.01,
+        gradient_clip_algorithm="value",
+        callbacks=[FrozenBase()],
+    )
+    trainer.fit(module, make_data(network, data_path, 4 // world))
+    return trained_weights(module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_methods_come_to_what_one_process_does(
+    name: str, network: Network, data_path: str, make_trainer: Make
+) -> None:
+    wide = Network(network.path, dtype="float64")  # type: ignore[arg-type]
+    alone, first, _ = (
+        weights
+        for world in (1, 2)
+        for weights in on_ranks(world, partial(variant, name, wide, data_path, make_trainer, world))
+    )
+    torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)  # some compute in float32
+
+
 def _parameters(method: str, network: Network) -> dict[str, Tensor]:
     return dict(METHODS[method]().adapt(network.model()).named_parameters())
 
@@ -424,8 +475,18 @@ def refused(method: Callable[[], Method], optimizer: Any, network: Network, data
             adamw,
             "trainer.strategy fsdp2: prompt_encoder.default.embedding.weight is trained and cannot be sharded",
         ),
+        (
+            lambda: Peft(peft.VBLoRAConfig(r=2, num_vectors=16, vector_length=16, topk=2, target_modules=["q_proj"])),
+            adamw,
+            "trainer.strategy fsdp2: model.layers.0.self_attn.q_proj.vblora_vector_bank.default is a tensor of several",
+        ),
+        (
+            lambda: Peft(peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=2)),
+            adamw,
+            "trainer.strategy fsdp2: AdaptionPromptModel calls the network past the hooks",
+        ),
     ],
-    ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside"],
+    ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside", "shared by blocks", "past the hooks"],
 )
 def test_what_does_not_go_with_shards_is_refused(
     method: Callable[[], Method], optimizer: Any, says: str, network: Network, data_path: str, make_trainer: Make
