@@ -42,6 +42,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
     model = language_model(network)
     blocks = _blocks(model)
     _refuse_what_is_shared(model, blocks)
+    _refuse_a_way_past(network, model)
     scalars = {parameter for parameter in model.parameters() if not parameter.ndim}  # torch cannot
     for unit in (*blocks, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=scalars)
@@ -88,6 +89,16 @@ def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module]) -> N
             raise UserError(
                 f"trainer.strategy fsdp2: a decoder block trains tensors in {' and '.join(sorted(types))}: set "
                 "model.network.dtype float32, so that all are of one type"
+            )
+
+
+def _refuse_a_way_past(network: nn.Module, model: PreTrainedModel) -> None:
+    """A wrapper that calls the model's `forward` instead of the model has nothing gathered."""
+    for module in network.modules():
+        if module is not model and getattr(vars(module).get("forward"), "__self__", None) is model:
+            raise UserError(
+                f"trainer.strategy fsdp2: {type(module).__name__} calls the network past the hooks that gather it: "
+                "take ddp, or another method"
             )
 
 

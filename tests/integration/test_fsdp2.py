@@ -17,6 +17,8 @@ import torch
 from lightning.pytorch.loops import utilities
 from ranks import on_ranks
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -27,7 +29,7 @@ from ftlab.evaluation.generation import Decoding
 from ftlab.methods import LISA, AdaLoRA, Full, LoRA, Method, Peft, QLoRA
 from ftlab.modules import Constant, FinetuneModule
 from ftlab.modules.optimizers import Muon
-from ftlab.modules.shards import whole
+from ftlab.modules.shards import shard, whole
 from ftlab.networks import Network
 from ftlab.runs import CheckpointOptions, Run, RunOptions
 
@@ -148,6 +150,57 @@ def test_shards_come_to_what_one_process_does(
         assert [rank["rows"][name][0] for rank in ranks] == expected
     assert sum(rank["bytes"][0] for rank in ranks) == ranks[0]["bytes"][1]
     assert max(rank["bytes"][0] for rank in ranks) <= 1.02 / world * ranks[0]["bytes"][1]
+
+
+SOME = ["q_proj", "v_proj", "down_proj"]
+VARIANTS: dict[str, Callable[[], Method]] = {
+    "some blocks": lambda: Full(last_blocks=1),
+    "norms": lambda: Full(only="norms"),
+    "rates by depth": lambda: Full(layer_decay=0.8),
+    "dora": lambda: LoRA(r=2, dora=True),
+    "lora and the head": lambda: LoRA(r=2, ratio=4.0, modules_to_save=["lm_head"]),
+    "ia3": lambda: Peft(peft.IA3Config(target_modules=SOME, feedforward_modules=["down_proj"])),
+    "vera": lambda: Peft(peft.VeraConfig(r=4, target_modules=["q_proj", "o_proj"])),
+    "loha": lambda: Peft(peft.LoHaConfig(r=2, target_modules=SOME)),
+    "lokr": lambda: Peft(peft.LoKrConfig(r=2, target_modules=SOME)),
+    "oft": lambda: Peft(peft.OFTConfig(oft_block_size=8, target_modules=SOME)),
+    "fourierft": lambda: Peft(peft.FourierFTConfig(n_frequency=20, target_modules=["q_proj"])),
+    "hra": lambda: Peft(peft.HRAConfig(r=2, target_modules=["q_proj"])),
+    "miss": lambda: Peft(peft.MissConfig(r=2, target_modules=["q_proj"])),
+    "randlora": lambda: Peft(peft.RandLoraConfig(r=4, target_modules=["q_proj", "o_proj"])),
+    "c3a": lambda: Peft(peft.C3AConfig(block_size=16, target_modules=["q_proj"])),
+    "shira": lambda: Peft(peft.ShiraConfig(r=2, target_modules=["q_proj"])),
+    "trainable tokens": lambda: Peft(peft.TrainableTokensConfig(token_indices=[3, 4, 5])),
+}
+
+
+def variant(name: str, network: Network, data_path: str, make_trainer: Make, world: int) -> dict[str, Tensor]:
+    """The weights after two steps of plain gradient descent."""
+    module = make_module(VARIANTS[name](), network, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    trainer = make_trainer(
+        devices=world,
+        strategy="fsdp2" if world > 1 else "auto",
+        max_steps=2,
+        gradient_clip_val=0.01,
+        gradient_clip_algorithm="value",
+        callbacks=[FrozenBase()],
+    )
+    trainer.fit(module, make_data(network, data_path, 4 // world))
+    return trained_weights(module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_methods_come_to_what_one_process_does(
+    name: str, network: Network, data_path: str, make_trainer: Make
+) -> None:
+    wide = Network(network.path, dtype="float64")  # type: ignore[arg-type]
+    alone, first, _ = (
+        weights
+        for world in (1, 2)
+        for weights in on_ranks(world, partial(variant, name, wide, data_path, make_trainer, world))
+    )
+    torch.testing.assert_close(first, alone, rtol=1e-6, atol=1e-7)  # some compute in float32
 
 
 def _parameters(method: str, network: Network) -> dict[str, Tensor]:
@@ -422,11 +475,70 @@ def refused(method: Callable[[], Method], optimizer: Any, network: Network, data
             adamw,
             "trainer.strategy fsdp2: prompt_encoder.default.embedding.weight is trained and cannot be sharded",
         ),
+        (
+            lambda: Peft(peft.VBLoRAConfig(r=2, num_vectors=16, vector_length=16, topk=2, target_modules=["q_proj"])),
+            adamw,
+            "trainer.strategy fsdp2: model.layers.0.self_attn.q_proj.vblora_vector_bank.default is a tensor of several",
+        ),
+        (
+            lambda: Peft(peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=2)),
+            adamw,
+            "trainer.strategy fsdp2: AdaptionPromptModel calls the network past the hooks",
+        ),
     ],
-    ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside"],
+    ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside", "shared by blocks", "past the hooks"],
 )
 def test_what_does_not_go_with_shards_is_refused(
     method: Callable[[], Method], optimizer: Any, says: str, network: Network, data_path: str, make_trainer: Make
 ) -> None:
     said = on_ranks(1, partial(refused, method, optimizer, network, data_path, make_trainer))
     assert said[0].startswith(says)
+
+
+def not_taken_apart(network: Network, change: Callable[[Any], None]) -> str:
+    """What is said of a network that cannot be sharded."""
+    opened = network.model()
+    change(opened)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    with pytest.raises(UserError) as caught:
+        shard(opened, init_device_mesh("cpu", (1,)), MixedPrecisionPolicy())
+    return str(caught.value)
+
+
+def share_a_matrix(network: Any) -> None:
+    first, second = network.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+
+
+def share_with_the_head(network: Any) -> None:
+    network.model.layers[1].register_parameter("shared", network.lm_head.weight)
+
+
+def train_in_two_types(network: Any) -> None:
+    network.model.layers[0].mlp.up_proj.bfloat16()
+
+
+def train_a_number(network: Any) -> None:
+    network.model.layers[0].scale = torch.nn.Parameter(torch.ones(()))
+
+
+def hide_the_blocks(network: Any) -> None:
+    network.config.num_hidden_layers = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (share_a_matrix, "model.layers.0.mlp.up_proj.weight is a tensor of several decoder blocks"),
+        (share_with_the_head, "is a tensor of several decoder blocks"),
+        (train_in_two_types, "a decoder block trains tensors in bfloat16 and float32"),
+        (train_a_number, "model.layers.0.scale is trained and cannot be sharded, as it has no dimension"),
+        (hide_the_blocks, "sharded by its decoder blocks, and those of LlamaForCausalLM cannot be told"),
+    ],
+)
+def test_a_network_that_cannot_be_taken_apart_is_refused(
+    change: Callable[[Any], None], says: str, network: Network
+) -> None:
+    said = on_ranks(1, partial(not_taken_apart, network, change))[0]
+    assert said.startswith("trainer.strategy fsdp2: ")
+    assert says in said
