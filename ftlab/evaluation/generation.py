@@ -132,6 +132,7 @@ def generate(
                 input_ids=input_ids[rows, -length:],
                 attention_mask=attention_mask[rows, -length:],
                 generation_config=decoding.config(new_tokens, stop_ids, pad_id),
+                synced_gpus=False,  # of a network in shards: its processes wait for each other at every forward already
                 **({"adapter_names": each} if each else {}),
             )
             for row, tokens in zip(rows, output[:, length:].tolist(), strict=True):

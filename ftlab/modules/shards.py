@@ -43,6 +43,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
     blocks = _blocks(model)
     _refuse_what_is_shared(model, blocks)
     _refuse_a_way_past(network, model)
+    _refuse_hooks_on_gradients(network)
     scalars = {parameter for parameter in model.parameters() if not parameter.ndim}  # torch cannot
     for unit in (*blocks, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=scalars)
@@ -99,6 +100,16 @@ def _refuse_a_way_past(network: nn.Module, model: PreTrainedModel) -> None:
             raise UserError(
                 f"trainer.strategy fsdp2: {type(module).__name__} calls the network past the hooks that gather it: "
                 "take ddp, or another method"
+            )
+
+
+def _refuse_hooks_on_gradients(network: nn.Module) -> None:
+    """Parameters are replaced, and what was to be done with their gradients is lost, or would be done with a part."""
+    for name, parameter in network.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UserError(
+                f"trainer.strategy fsdp2: the method changes the gradient of {name}, of which a process has its part "
+                "alone: take ddp, or another method"
             )
 
 

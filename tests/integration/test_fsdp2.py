@@ -49,10 +49,9 @@ def make_module(method: Method, network: Network, **options: Any) -> FinetuneMod
     return FinetuneModule(method, network, **(defaults | options))
 
 
-def make_data(network: Network, path: str, batch_size: int) -> FinetuneData:
-    data = FinetuneData(
-        network, path, template="plain", batch_size=batch_size, eval_batch_size=2, batching="pad", preparation_workers=1
-    )
+def make_data(network: Network, path: str, batch_size: int, **options: Any) -> FinetuneData:
+    defaults = {"eval_batch_size": 2, "batching": "pad", "preparation_workers": 1}
+    data = FinetuneData(network, path, template="plain", batch_size=batch_size, **(defaults | options))
     data.answers_in_validation = True
     return data
 
@@ -187,6 +186,27 @@ def variant(name: str, network: Network, data_path: str, make_trainer: Make, wor
     )
     trainer.fit(module, make_data(network, data_path, 4 // world))
     return trained_weights(module)
+
+
+def judged(network: Network, data_path: str, make_trainer: Make, strategy: str) -> tuple[float, dict[int, str]]:
+    """What a training on packs is judged by at its end, and its answers."""
+    module = make_module(Full(), network)
+    data = make_data(network, data_path, 1, eval_batch_size=1, batching="pack", max_length=64)
+    trainer = make_trainer(
+        devices=2, strategy=strategy, max_steps=2, val_check_interval=1, limit_val_batches=1.0, callbacks=[FrozenBase()]
+    )
+    trainer.fit(module, data)
+    return float(trainer.callback_metrics["val_loss"]), module.tally.answers
+
+
+def test_packs_and_processes_that_judge_more_than_others(network: Network, data_path: str, make_trainer: Make) -> None:
+    """Of five records one process has three: the other goes along through the whole of an answer."""
+    wide = Network(network.path, dtype="float64")  # type: ignore[arg-type]
+    shards, ddp = (on_ranks(2, partial(judged, wide, data_path, make_trainer, name)) for name in ("fsdp2", "ddp"))
+    for loss, answers in shards:
+        assert loss == pytest.approx(ddp[0][0], rel=1e-6)
+        assert answers == ddp[0][1]
+        assert set(answers) == set(range(5))
 
 
 @pytest.mark.slow
@@ -485,8 +505,22 @@ def refused(method: Callable[[], Method], optimizer: Any, network: Network, data
             adamw,
             "trainer.strategy fsdp2: AdaptionPromptModel calls the network past the hooks",
         ),
+        (
+            lambda: Peft(peft.OSFConfig(target_modules=["q_proj"])),
+            adamw,
+            "trainer.strategy fsdp2: the method changes the gradient of base_model.model.model.layers.0.self_attn",
+        ),
     ],
-    ids=["quantised", "penalty", "resting blocks", "whole matrices", "outside", "shared by blocks", "past the hooks"],
+    ids=[
+        "quantised",
+        "penalty",
+        "resting blocks",
+        "whole matrices",
+        "outside",
+        "shared by blocks",
+        "past the hooks",
+        "gradients",
+    ],
 )
 def test_what_does_not_go_with_shards_is_refused(
     method: Callable[[], Method], optimizer: Any, says: str, network: Network, data_path: str, make_trainer: Make
