@@ -47,7 +47,8 @@ def test_a_run_in_shards_is_that_of_one_process(workplace: Path) -> None:
 
 @pytest.mark.resume
 def test_told_to_stop_it_goes_on_to_the_bit_and_is_judged(workplace: Path) -> None:
-    many = ["--trainer.max_steps", "60", "--run.checkpoints.every_n_steps", "1", "--model.method.dropout", "0.2"]
+    many = ["--trainer.max_steps", "24", "--run.checkpoints.every_n_steps", "1", "--model.method.dropout", "0.2"]
+    many += ["--trainer.val_check_interval", "7"]
     run = Path("runs/tiny/stopped")
     process = begin("fit", run.name, *many)
     while not any(int(path.name.split("-")[1]) >= 5 for path in run.glob("checkpoints/last-*.ckpt")):
