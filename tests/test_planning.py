@@ -108,9 +108,8 @@ def test_fsdp2(
     work = partial(train, network, data_path, make_trainer, method, "fsdp2", devices, accumulate)
     for found in on_ranks(devices, work):
         cost = fsdp2(found.shape, devices, accumulate)
-        kept = max(unit.trained for unit in (*found.shape.blocks, found.shape.outside))
-        # torch may keep the gradients that were summed last until the next are
-        assert 0 <= found.held - (cost.memory - cost.buffers) <= kept + SMALL
+        # torch may keep what it has gathered or summed last until it needs the room
+        assert cost.memory - cost.buffers <= found.held <= cost.memory + SMALL
         # rows that do not go into the processes evenly are filled up
         assert found.crossed["c10d::_allgather_base_"] == pytest.approx(cost.all_gathered, rel=1e-3)
         assert found.crossed["c10d::_reduce_scatter_base_"] == pytest.approx(cost.reduce_scattered, rel=1e-3)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import LongTensor
 
 from ftlab.data.examples import IGNORED
-from ftlab.data.samplers import Idle
 
 Ids = NDArray[numpy.integer] | Sequence[int]
 Matrix = NDArray[numpy.int64]
@@ -176,6 +175,13 @@ class PromptCollator:
             attention_mask=_tensor(attention_mask),
             indices=[prompt.index for prompt in prompts],
         )
+
+
+class Idle(list[Any]):
+    """The batch of a rank for which a global batch has no item: another rank's, of which nothing is to be learned.
+
+    It takes part in every step, for the others wait for its gradients.
+    """
 
 
 def for_training(collate: Callable[[list[Any]], Batch], rows: list[Any]) -> Batch:

@@ -15,19 +15,13 @@ import numpy
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
+from ftlab.data.collators import Idle
 from ftlab.data.packing import Bins, best_fit, longest_first
 from ftlab.errors import UserError
 
 IntArray = NDArray[numpy.integer]
 GlobalBatch = Callable[[int], list[Any]]
 """The k-th global batch of an epoch: indices of records, or packs of them."""
-
-
-class Idle(list[Any]):
-    """The batch of a rank for which a global batch has no item: another rank's, of which nothing is to be learned.
-
-    It takes part in every step, for the others wait for its gradients.
-    """
 
 
 def share(items: list[Any], rank: int, world_size: int) -> list[Any]:

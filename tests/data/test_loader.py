@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftlab.data.collators import Idle
 from ftlab.data.loader import RowLoader
 from ftlab.data.remainder import handed_over
 from ftlab.data.samplers import (
     BucketBatchSampler,
-    Idle,
     PackBatchSampler,
     ShuffledBatchSampler,
     TrainingBatchSampler,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from ftlab.data.collators import Idle
 from ftlab.data.samplers import (
     BucketBatchSampler,
-    Idle,
     LengthBatchSampler,
     PackBatchSampler,
     ShuffledBatchSampler,
