@@ -296,6 +296,31 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def language_model(network: nn.Module) -> PreTrainedModel:
+    """The transformers network in `network`, adapted or not: each token that is generated passes through its forward,
+    which a wrapper's need not."""
+    return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
+
+
+def decoder_blocks(network: PreTrainedModel) -> nn.ModuleList:
+    """The equal blocks that the text runs through, from the input on, whatever the network calls them.
+
+    Raises:
+        UserError: There is no list of as many modules as its configuration says that it has, or more than one.
+    """
+    count = network.config.get_text_config(decoder=True).num_hidden_layers
+    lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    # a list within another, such as the experts of a block, may be as long by chance
+    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+    found = [module for module in outermost.values() if len(module) == count]
+    if len(found) != 1:
+        raise UserError(
+            f"in {type(network).__name__} the {count} decoder blocks cannot be told, {len(found)} of its lists of "
+            f"modules are as long ({', '.join(outermost)}): choose by names of parameters what is trained"
+        )
+    return found[0]
+
+
 def _plain_parts(tensor: Any) -> Iterator[Any]:
     """The tensors that one is made of: itself, codes and scales of a quantised one, or this process's part of one in
     shards."""

@@ -1,6 +1,6 @@
 """What a training over several processes takes of each, by its strategy: memory, and what crosses between them.
 
-Bytes from formulas, which tests hold against allocated bytes and counted collectives; docs/how-to/scale.md shows them.
+Bytes from formulas, which tests hold against the tensors that are there and counted collectives; docs/how-to/scale.md shows them.
 Activations are none of this: they depend on the batch of a process, and not on how many there are.
 """
 
@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from ftlab.methods.full import decoder_blocks
+from ftlab.networks import decoder_blocks, language_model
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Shape:
         Raises:
             UserError: Its blocks cannot be told.
         """
-        model = next(module for module in network.modules() if isinstance(module, PreTrainedModel))
-        blocks = [list(block.parameters()) for block in decoder_blocks(model)]
+        blocks = [list(block.parameters()) for block in decoder_blocks(language_model(network))]
         inside = {parameter for block in blocks for parameter in block}
         outside = (parameter for parameter in network.parameters() if parameter not in inside)
         return cls(tuple(map(Weights.of, blocks)), Weights.of(outside))

@@ -180,8 +180,10 @@ class Experiment(LightningCLI):
         self.datamodule.room = self.model.decoding.max_new_tokens
 
     def refuse_endless(self) -> None:
-        """Raises:
-        UserError: Nothing says when training ends.
+        """Refuses training without an end.
+
+        Raises:
+            UserError: Nothing says when it ends.
         """
         ends = self.config.trainer
         if self.model.method.trains and ends.max_epochs is None and ends.max_steps == -1:

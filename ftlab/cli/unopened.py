@@ -12,6 +12,7 @@ from torch import nn
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule
+from ftlab.modules.optimizers.hidden import mark_hidden
 from ftlab.modules.refusals import refuse_scaled_gradients
 
 _ON_ANY_MACHINE = {
@@ -54,10 +55,11 @@ def refuse_what_would_fail(experiment: Experiment) -> None:
 
 def _try_optimizer(module: FinetuneModule) -> None:
     """Makes the optimiser over a matrix that takes no memory."""
-    parameter = nn.Parameter(torch.zeros(1).expand(_SIDE, _SIDE))
-    parameter.hidden = True  # type: ignore[attr-defined]
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.zeros(1).expand(_SIDE, _SIDE))
+    mark_hidden(layer)
     try:
-        module.optimizer_over([{"params": [parameter]}])
+        module.optimizer_over([{"params": [layer.weight]}])
     except UserError:
         raise
     except Exception:  # it wants a device that is not here: no word on what it was given

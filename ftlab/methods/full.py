@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods.base import Method
+from ftlab.networks import decoder_blocks
 
 
 class Full(Method):
@@ -143,25 +144,6 @@ class Full(Method):
     def merge(self, network: nn.Module) -> PreTrainedModel:
         assert isinstance(network, PreTrainedModel)
         return network
-
-
-def decoder_blocks(network: PreTrainedModel) -> nn.ModuleList:
-    """The equal blocks that the text runs through, from the input on, whatever the network calls them.
-
-    Raises:
-        UserError: There is no list of as many modules as its configuration says that it has, or more than one.
-    """
-    count = network.config.get_text_config(decoder=True).num_hidden_layers
-    lists = {name: module for name, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    # a list within another, such as the experts of a block, may be as long by chance
-    outermost = {n: m for n, m in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
-    found = [module for module in outermost.values() if len(module) == count]
-    if len(found) != 1:
-        raise UserError(
-            f"method: in {type(network).__name__} the {count} blocks cannot be told, {len(found)} of its lists of "
-            f"modules are as long ({', '.join(outermost)}); take ftlab.methods.Full and name what it trains (trainable)"
-        )
-    return found[0]
 
 
 def _depths(network: PreTrainedModel) -> dict[int, int]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.methods.full import Full, decoder_blocks
+from ftlab.methods.full import Full
+from ftlab.networks import decoder_blocks
 
 
 class LISA(Full):

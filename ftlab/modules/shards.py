@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.methods.full import decoder_blocks
+from ftlab.networks import decoder_blocks, language_model
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
@@ -56,12 +56,6 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
         )
 
 
-def language_model(network: nn.Module) -> PreTrainedModel:
-    """The transformers network in `network`, adapted or not: each token that is generated passes through its forward,
-    which a wrapper's need not."""
-    return next(module for module in network.modules() if isinstance(module, PreTrainedModel))
-
-
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:
     try:
         return list(decoder_blocks(model))
@@ -76,16 +70,16 @@ def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module]) -> N
     """A tensor of two blocks would be in two places, and have two gradients; and the gradients of a block are summed in
     one type."""
     owners = Counter(parameter for block in blocks for parameter in block.parameters())
-    of_blocks = set(owners)
-    outside = {parameter for name, parameter in _outside(model, blocks)}
+    inside = {module for block in blocks for module in block.modules()}
+    outside = {p for module in model.modules() if module not in inside for p in module.parameters(recurse=False)}
     for name, parameter in model.named_parameters():
-        if owners[parameter] > 1 or (parameter in of_blocks and parameter in outside):
+        if owners[parameter] > 1 or (owners[parameter] and parameter in outside):
             raise UserError(
                 f"trainer.strategy fsdp2: {name} is a tensor of several decoder blocks, which are sharded apart: take "
                 "ddp, or another method"
             )
-    for unit in ([*block.parameters()] for block in blocks):
-        types = {str(parameter.dtype).removeprefix("torch.") for parameter in unit if parameter.requires_grad}
+    for block in blocks:
+        types = {str(p.dtype).removeprefix("torch.") for p in block.parameters() if p.requires_grad}
         if len(types) > 1:
             raise UserError(
                 f"trainer.strategy fsdp2: a decoder block trains tensors in {' and '.join(sorted(types))}: set "
@@ -111,16 +105,6 @@ def _refuse_hooks_on_gradients(network: nn.Module) -> None:
                 f"trainer.strategy fsdp2: the method changes the gradient of {name}, of which a process has its part "
                 "alone: take ddp, or another method"
             )
-
-
-def _outside(model: PreTrainedModel, blocks: list[nn.Module]) -> list[tuple[str, nn.Parameter]]:
-    inside = {module for block in blocks for module in block.modules()}
-    return [
-        (name, parameter)
-        for module in model.modules()
-        if module not in inside
-        for name, parameter in module.named_parameters(recurse=False)
-    ]
 
 
 # -------------------------------------------------------------------- whole tensors and their parts

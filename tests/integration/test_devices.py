@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from ranks import on_ranks
-from torch import Tensor
+from watching import Collectives, Seen
 
 from ftlab.callbacks import Checkpoints, FrozenBase, Preemption
 from ftlab.data import FinetuneData
@@ -30,24 +29,6 @@ METHODS: dict[str, Callable[[], Method]] = {"full": Full, "lora": lambda: LoRA(r
 WORLDS = (1, 2, 4)
 GLOBAL_BATCH = 4
 """Of 15 records: the last global batch has three, so that of four processes one has none."""
-
-
-class Seen(pl.Callback):
-    """The loss and the gradient of each optimiser step, as the optimiser sees it."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.gradients: list[dict[str, Tensor]] = []
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def keep(*_: Any) -> None:
-            self.gradients.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
-
-        trainer.optimizers[0].register_step_pre_hook(keep)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if "train_loss" in trainer.callback_metrics:
-            self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
 
 def trained(method: str, network: Network, data_path: str, make_trainer: Make, devices: int) -> dict[str, Any]:
@@ -98,32 +79,9 @@ def test_devices_share_the_work_of_one(method: str, network: Network, data_path:
             torch.testing.assert_close(rank["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
 
 
-class Collectives(pl.Callback):
-    """What crosses between processes in the third step: operation and number of values, with its count.
-
-    In the second, DistributedDataParallel once says in what order gradients come.
-    """
-
-    def __init__(self) -> None:
-        self.found: Counter[tuple[str, int]] = Counter()
-        self._profile = torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, acc_events=True
-        )
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == 2 and not trainer.fit_loop._should_accumulate():
-            self._profile.start()
-        if trainer.global_step == 3 and not self.found:
-            self._profile.stop()
-            for event in self._profile.events() or ():
-                if event.name.startswith("gloo:"):
-                    size = sum(torch.Size(shape).numel() for shape in event.input_shapes)
-                    self.found[event.name.removeprefix("gloo:"), size] += 1
-
-
 def crossed(
     network: Network, data_path: str, make_trainer: Make, place: Path, devices: int, accumulate: int
-) -> tuple[dict[tuple[str, int], int], int]:
+) -> tuple[Counter[tuple[str, int]], int]:
     """The collectives of a step, and the number of values that are trained."""
     collectives = Collectives()
     module = FinetuneModule(LoRA(r=4), network, schedule=Constant())
@@ -137,7 +95,7 @@ def crossed(
             log_every_n_steps=100,
         )
         trainer.fit(module, data)
-    return dict(collectives.found), sum(module.get_parameter(name).numel() for name in module.trained_names())
+    return Counter(collectives.found), sum(module.get_parameter(name).numel() for name in module.trained_names())
 
 
 @pytest.mark.parametrize(("devices", "accumulate"), [(2, 2), (4, 1)])  # each has a third step in an epoch of 15 records

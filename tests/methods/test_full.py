@@ -14,8 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ftlab.errors import UserError
 from ftlab.methods import Full, ZeroShot
-from ftlab.methods.full import decoder_blocks
-from ftlab.networks import Network
+from ftlab.networks import Network, decoder_blocks
 
 WIDTH = 16
 
@@ -255,7 +254,7 @@ class TestRefusals:
     def test_blocks_that_cannot_be_told(self) -> None:
         network = FAMILIES["llama"].make("llama")
         network.config.num_hidden_layers = 7
-        with pytest.raises(UserError, match=r"the 7 blocks cannot be told.*model\.layers.*trainable"):
+        with pytest.raises(UserError, match=r"the 7 decoder blocks cannot be told.*model\.layers.*by names"):
             Full(last_blocks=1).adapt(network)
 
 

@@ -17,9 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ftlab.errors import UserError
 from ftlab.methods import LISA
-from ftlab.methods.full import decoder_blocks
 from ftlab.modules import Cosine, FinetuneModule
-from ftlab.networks import Network, frozen_tensors
+from ftlab.networks import Network, decoder_blocks, frozen_tensors
 
 Make = Callable[..., Any]
 BLOCKS = 5

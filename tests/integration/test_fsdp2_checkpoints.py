@@ -1,0 +1,148 @@
+"""Networks in shards (FSDP2): what they save is one process's, and any number of processes goes on from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import peft
+import pytest
+import torch
+from ranks import on_ranks
+from torch import Tensor
+from trainings import METHODS, make_data, make_module
+from transformers import AutoModelForCausalLM
+
+from ftlab.callbacks import Checkpoints, FrozenBase, ModelWriter, Preemption
+from ftlab.errors import Preempted
+from ftlab.methods import LoRA, Method
+from ftlab.networks import Network
+from ftlab.runs import CheckpointOptions, Run, RunOptions
+
+Make = Callable[..., Any]
+
+PROMPT = torch.tensor([[5, 9, 14, 3, 22]])
+
+
+def in_shards_and_saved(method: str, network: Network, data_path: str, make_trainer: Make, place: Path) -> Tensor:
+    """The logits of the sharded network after three steps, whose `model/` is written."""
+    module = make_module(METHODS[method](), network)
+    trainer = make_trainer(devices=2, strategy="fsdp2", max_steps=3, callbacks=[ModelWriter(Run(place))])
+    trainer.fit(module, make_data(network, data_path, 2))
+    assert module.network is not None
+    module.network.eval()
+    with torch.no_grad():
+        return module.network(input_ids=PROMPT).logits.clone()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_saved_model_is_the_sharded_one(
+    method: str, network: Network, tied_network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+) -> None:
+    base = {"full": tied_network, "lora": network}[method]
+    ranks = on_ranks(2, partial(in_shards_and_saved, method, base, data_path, make_trainer, tmp_path))
+    if method == "full":
+        saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        assert saved.get_input_embeddings().weight is saved.get_output_embeddings().weight
+    else:
+        saved = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base.path), tmp_path / "model")
+    with torch.no_grad():
+        logits = saved.eval()(input_ids=PROMPT).logits
+        before = AutoModelForCausalLM.from_pretrained(base.path)(input_ids=PROMPT).logits
+    for rank in ranks:
+        torch.testing.assert_close(rank, logits, rtol=1e-5, atol=1e-5)
+    assert (logits - before).abs().max() > 0.1
+
+
+class Signalled(pl.Callback):
+    """Sends SIGTERM to the second process in the middle of a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step + 1 == self.step and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def part_of_a_run(
+    network: Network,
+    data_path: str,
+    make_trainer: Make,
+    run: Run,
+    world: int,
+    strategy: str = "fsdp2",
+    stop_at: int | None = None,
+    method: Method | None = None,
+    forced: bool = False,
+    **options: Any,
+) -> dict[str, Any] | None:
+    """What `last.ckpt` holds at the end of a run that goes on where it stopped; None where it is stopped again."""
+    module = make_module(method or LoRA(r=3, dropout=0.2), network)
+    module.forced = forced
+    checkpoints = Checkpoints(run, CheckpointOptions(every_n_steps=2))
+    begin = run.last if run.last.is_file() else None
+    with Preemption(checkpoints, RunOptions()) as preemption:
+        trainer = make_trainer(
+            devices=world,
+            strategy=strategy,
+            max_epochs=-1,
+            callbacks=[FrozenBase(), checkpoints, preemption, Signalled(stop_at)],
+            **({"max_steps": 6, "accumulate_grad_batches": 2} | options),
+        )
+        try:
+            trainer.fit(module, make_data(network, data_path, 8 // world // 2), ckpt_path=begin)
+        except Preempted:
+            return None
+    return torch.load(run.last, weights_only=True)
+
+
+def test_stopped_and_resumed_is_uninterrupted_to_the_bit(
+    network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+) -> None:
+    """With dropout, in the middle of an epoch and of an accumulation window; the signal comes to one process."""
+    work = partial(part_of_a_run, network, data_path, make_trainer)
+    whole_run, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    undisturbed, _ = on_ranks(2, partial(work, whole_run, 2))
+    assert on_ranks(2, partial(work, parts, 2, stop_at=3)) == [None, None]
+    stopped = torch.load(parts.last, weights_only=True)
+    assert stopped["global_step"] == 3
+    resumed, _ = on_ranks(2, partial(work, parts, 2))
+    assert (resumed["global_step"], len(resumed["state_dict"])) == (6, 28)
+    for key in ("state_dict", "optimizer_states", "by_rank", "loops"):
+        assert_same(resumed[key], undisturbed[key])
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert_same(mine, other)
+    elif isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs)
+    else:
+        assert ours == theirs
+
+
+def test_any_number_of_processes_and_any_strategy_goes_on(
+    network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+) -> None:
+    """From one process to two with shards, to two with DDP: each has the same global batch."""
+    wide = Network(network.path, dtype="float64")
+    work = partial(part_of_a_run, wide, data_path, make_trainer, method=LoRA(r=3))
+    alone = on_ranks(1, partial(work, Run(tmp_path / "alone"), 1, "auto"))[0]
+    changing, ended = Run(tmp_path / "changing"), None
+    for world, strategy, steps in ((1, "auto", 2), (2, "fsdp2", 4), (2, "ddp", 6)):
+        ended = on_ranks(world, partial(work, changing, world, strategy, forced=True, max_steps=steps))[0]
+    assert ended is not None
+    torch.testing.assert_close(ended["state_dict"], alone["state_dict"], rtol=1e-6, atol=1e-9)
+    ours, theirs = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (ended, alone))
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
