@@ -1,7 +1,7 @@
 """What a training over several processes takes of each, by its strategy: memory, and what crosses between them.
 
-Bytes from formulas, which tests hold against the tensors that are there and counted collectives; docs/how-to/scale.md shows them.
-Activations are none of this: they depend on the batch of a process, and not on how many there are.
+Bytes from formulas, which tests hold against the tensors that are there and counted collectives; docs/how-to/scale.md
+shows some. Activations are none of this: they depend on the batch of a process, and not on how many there are.
 """
 
 from __future__ import annotations

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import peft
 import pytest
 import torch
 from ranks import on_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
 from watching import Collectives
 
 from ftlab.data import FinetuneData
@@ -59,9 +62,8 @@ class Held(pl.Callback):
         if trainer.global_step == 2:
             weights = list(pl_module.parameters())
             gradients = [weight.grad for weight in weights if weight.grad is not None]
-            moments = [
-                value for state in trainer.optimizers[0].state.values() for value in state.values() if value.ndim
-            ]
+            states = trainer.optimizers[0].state.values()
+            moments = [value for state in states for value in state.values() if value.ndim]
             tensors = [own_part(tensor) for tensor in (*weights, *gradients, *moments)]
             storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
             self.bytes = sum(storages.values())
@@ -121,3 +123,32 @@ def test_a_ring() -> None:
     assert Cost(4, 0, 0, 0, all_reduced=100).sent == 150
     assert Cost(4, 0, 0, 0, reduce_scattered=100, all_gathered=200).sent == 225
     assert Cost(1, 0, 0, 0, all_reduced=0).sent == 0
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64},
+    "8B": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128},
+}
+
+
+def adapted(size: str, method: str) -> torch.nn.Module:
+    """Llama 3 of this size, without memory: trained whole in float32, or by LoRA of rank 16 over bfloat16."""
+    config = LlamaConfig(vocab_size=128_256, num_key_value_heads=8, tie_word_embeddings=size == "1B", **SHAPES[size])
+    with torch.device("meta"):
+        network = LlamaForCausalLM(config)
+        if method == "full":
+            return network
+        return peft.get_peft_model(network.bfloat16(), peft.LoraConfig(r=16, target_modules="all-linear"))
+
+
+@pytest.mark.parametrize("method", ["full", "LoRA"])
+@pytest.mark.parametrize("size", SHAPES)
+def test_the_how_to_shows_the_formulas(size: str, method: str) -> None:
+    shape = Shape.of(adapted(size, method))
+    lines = (Path(__file__).parents[1] / "docs/how-to/scale.md").read_text().splitlines()
+    for strategy, cost_of in {"ddp": ddp, "fsdp2": fsdp2}.items():
+        costs = [cost_of(shape, processes) for processes in (2, 8, 16)]
+        memory = " | ".join(f"{cost.memory / 1e9:.1f}" for cost in costs)
+        sent = " | ".join(f"{cost.sent / 1e9:.2f}" for cost in costs)
+        line = f"| {size} {method} | {strategy} | {memory} | {sent} |"
+        assert line in lines, line
