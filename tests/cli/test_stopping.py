@@ -88,11 +88,11 @@ def test_sigterm_saves_and_asks_to_be_started_again(undisturbed: Callable[[], di
 
 @pytest.mark.resume
 def test_killed_at_random_moments(undisturbed: Callable[[], dict]) -> None:
-    """Six times, each a little later than a checkpoint that is new, until training has come to its end."""
+    """Three times, each a little later than a checkpoint that is new, until training has come to its end."""
     dice = random.Random(0)
-    for kill in range(6):
+    for kill in range(3):
         process = begin()
-        when_trained(process, 8 * kill + 1)
+        when_trained(process, 16 * kill + 1)
         time.sleep(dice.uniform(0, 0.2))
         process.kill()
         process.communicate()

@@ -150,14 +150,22 @@ def fit(workplace: Path) -> Fit:
     return Fit(Path("runs/tiny/broken"))
 
 
+@pytest.fixture(scope="session")
+def known() -> dict[tuple[str, ...], dict[str, object]]:
+    """What runs that nothing breaks have come to, by their options."""
+    return {}
+
+
 @pytest.fixture
-def undisturbed(workplace: Path) -> Callable[..., dict[str, object]]:
-    """The results of a run that nothing breaks."""
+def undisturbed(workplace: Path, known: dict[tuple[str, ...], dict[str, object]]) -> Callable[..., dict[str, object]]:
+    """The results of a run that nothing breaks: the same for every test."""
 
     def make(*options: str) -> dict[str, object]:
-        whole = Fit(Path("runs/tiny/whole"))
-        assert whole(*options).code == 0
-        return whole.results
+        if options not in known:
+            whole = Fit(Path("runs/tiny/whole"))
+            assert whole(*options).code == 0
+            known[options] = whole.results
+        return known[options]
 
     return make
 

@@ -44,9 +44,15 @@ BUSY = [Path("busy-0"), Path("busy-1")]  # each there once its process is traini
 TWO = ["--trainer.devices", "2", "--data.batch_size", "2"]
 
 
-@pytest.mark.resume
-@pytest.mark.parametrize("pause", [1, 300], ids=["waiting for each other", "busy"])
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize(
+    ("victim", "pause"),
+    [
+        pytest.param("first", 1, marks=pytest.mark.slow, id="first, waiting for the other"),
+        pytest.param("first", 300, marks=pytest.mark.resume, id="first, busy"),
+        pytest.param("second", 1, marks=pytest.mark.resume, id="second, waiting for the other"),
+        pytest.param("second", 300, marks=pytest.mark.slow, id="second, busy"),
+    ],
+)
 def test_a_rank(victim: str, pause: int, fit: Any, wait_for: Any, ended: Any, undisturbed: Any) -> None:
     """Of two that wait for each other, or are busy for minutes: then nothing but a watch tells that one is gone."""
     if pause == 300:

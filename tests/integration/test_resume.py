@@ -50,6 +50,8 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "by steps": STEPS,
     "to a last validation": STEPS | {"max_steps": 12},
 }
+# those whose epochs and windows end apart from each other; the others are slow
+IN_CI = ("every epoch", "validated within windows", "to a last validation")
 HOOKS = (
     "on_train_epoch_start",
     "on_train_batch_start",
@@ -166,12 +168,25 @@ def stopped_and_resumed(bench: Bench, hook: str, call: int, stop: Callable[[], N
     pytest.param((terminate, kill), marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", IN_CI)
 def test_stopped_at_every_call_of_every_hook(
     trainer: str, hook: str, stops: tuple[Callable[[], None], ...], bench: Callable[..., Bench]
 ) -> None:
     """In turn by a kill and by a signal; the slow test has the other half of the stops."""
-    made = bench(trainer=trainer)
+    stop_at_every_call(bench(trainer=trainer), hook, stops)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [(kill, terminate), (terminate, kill)])
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name not in IN_CI])
+def test_and_so_does_training_that_ends_otherwise(
+    trainer: str, hook: str, stops: tuple[Callable[[], None], ...], bench: Callable[..., Bench]
+) -> None:
+    stop_at_every_call(bench(trainer=trainer), hook, stops)
+
+
+def stop_at_every_call(made: Bench, hook: str, stops: tuple[Callable[[], None], ...]) -> None:
     whole = made.train(made.run("whole"))
     call, was_stopped = 0, True
     while was_stopped:
