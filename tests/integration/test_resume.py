@@ -198,9 +198,9 @@ def stop_at_every_call(made: Bench, hook: str, stops: tuple[Callable[[], None], 
 
 @pytest.mark.parametrize(("hook", "call", "stop"), [
     ("on_train_batch_start", 6, kill),
-    ("on_train_batch_end", 5, terminate),
     ("on_validation_batch_end", 4, terminate),
-    ("on_train_batch_start", 11, terminate),
+    pytest.param("on_train_batch_end", 5, terminate, marks=pytest.mark.slow),
+    pytest.param("on_train_batch_start", 11, terminate, marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize(("method", "data"), [
     *((method, "padded") for method in METHODS),
