@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PATIENCE = 300
 """Seconds until they are given up."""
 
@@ -56,6 +58,8 @@ def _forked(environment: dict[str, str], work: Callable[[], Any], answer: Path) 
     code = 1
     try:
         os.environ |= environment
+        # makes torch's pool anew, of which a fork has no threads: threads that open a network would race to do it
+        torch.set_num_threads(1)
         answer.write_bytes(pickle.dumps(work()))
         code = 0
     except BaseException:
