@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.callbacks.checkpoint_io import WholeCheckpointIO
-from ftlab.callbacks.restarts import as_if_evaluation_began, validation_is_due
+from ftlab.callbacks.restarts import as_if_evaluation_began, begin_the_next_epoch, validation_is_due
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule
 from ftlab.runs import CheckpointOptions, Run
@@ -54,6 +54,7 @@ class Checkpoints(Checkpoint):
             as_if_evaluation_began(checkpoint)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        begin_the_next_epoch(trainer)
         # or a resumed run saves again in the middle of its first step
         self._saved_step = self._stepped = trainer.global_step
         self._saved_at = time.monotonic()

@@ -30,3 +30,14 @@ def as_if_evaluation_began(checkpoint: dict[str, Any]) -> None:
     progress["current"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
     progress["total"] = {"ready": before + 1, "started": before + 1, "processed": before, "completed": before}
     progress["is_last_batch"] = False
+
+
+def begin_the_next_epoch(trainer: pl.Trainer) -> None:
+    """Has training that goes on from the last batch of an epoch begin the next one as any: Lightning counts the one
+    that ended, but not the one that begins, takes the next such checkpoint for one of an epoch that did not end, and
+    goes through the same order twice and makes an epoch too many.
+    """
+    loop: Any = trainer.fit_loop
+    progress = loop.epoch_progress.current
+    if loop.restarted_mid_epoch and progress.processed == progress.ready:
+        loop.reset_restart_stage()

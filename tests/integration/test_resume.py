@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ TRAINERS: dict[str, dict[str, Any]] = {
     # epochs end after 8 and 16 steps, without a validation
     "by steps": STEPS,
     "to a last validation": STEPS | {"max_steps": 12},
+    # an epoch ends before the first validation, and others after it
+    "seldom validated": STEPS | {"max_steps": 34, "val_check_interval": 10},
 }
 # those whose epochs and windows end apart from each other; the others are slow
 IN_CI = ("every epoch", "validated within windows", "to a last validation")
@@ -225,6 +227,29 @@ def test_stopped_five_times(method: str, bench: Callable[..., Bench]) -> None:
         with pytest.raises((Killed, Preempted)):
             made.train(run, At(hook, call, terminate if call == 2 else kill))
     assert_same(made.train(run), whole)
+
+
+@pytest.mark.parametrize(("trainer", "batches", "stop"), [
+    ("validated within windows", (2,), kill),
+    ("seldom validated", (8, 16, 16), kill),
+    *(
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in product(TRAINERS, ((1,), (2,), (3,), (8,), (8, 16, 16)), (kill, terminate))
+    ),
+])  # fmt: skip
+def test_no_process_gets_far(
+    trainer: str, batches: tuple[int, ...], stop: Callable[[], None], bench: Callable[..., Bench]
+) -> None:
+    """They take so many batches in turn, 8 are an epoch, and each goes on where another came to."""
+    made = bench(trainer=trainer)
+    whole, run = made.train(made.run("whole"), every_n_steps=1), made.run("often")
+    window = made.trainer.get("accumulate_grad_batches", 1)  # or none gets to a checkpoint
+    for start, taken in zip(range(40), cycle(batches), strict=False):
+        with suppress(Killed, Preempted):
+            resumed = made.train(run, At("on_train_batch_start", 1 + max(taken, window), stop), every_n_steps=1)
+            break
+    assert start > 0
+    assert_same(resumed, whole)
 
 
 def test_an_epoch_that_no_validation_ends(bench: Callable[..., Bench]) -> None:
