@@ -2,10 +2,11 @@
 
     python scripts/chaos.py [--kills 200] [--only FAULT …] [--output docs/results/chaos.md]
 
-Each run is the demo's LoRA with dropout, 40 steps, a checkpoint and a line of the curves at every step. It is stopped
-by the fault, the fault is mended, and the same command is given until it comes to its end. What it leaves is compared
-with what an undisturbed run left: the files of `model/`, and the curves but for times and memory. A bit that differs
-is a bit lost; a run that does not end, or a fault that is not said in one sentence, is one that was not survived.
+Each run is the demo's LoRA with dropout on 12 records, 40 steps in seven epochs, a checkpoint and a line of the
+curves at every step. It is stopped by the fault, the fault is mended, and the same command is given until it comes to
+its end. What it leaves is compared with what an undisturbed run left: the files of `model/`, and the curves but for
+times and memory. A bit that differs is a bit lost; a run that does not end, or a fault that is not said in one
+sentence, is one that was not survived.
 """
 
 from __future__ import annotations
