@@ -20,7 +20,7 @@ from ftlab.data import FinetuneData
 from ftlab.data.leaks import Leaks
 from ftlab.errors import Preempted
 from ftlab.methods import AdaLoRA, Full, LoRA, Method, QLoRA
-from ftlab.modules import Cosine, FinetuneModule
+from ftlab.modules import Constant, Cosine, FinetuneModule, Schedule
 from ftlab.runs import CheckpointOptions, Run, RunOptions
 
 Make = Callable[..., Any]
@@ -104,12 +104,13 @@ class Bench:
     method: Callable[[], Method]
     data: dict[str, Any]
     trainer: dict[str, Any]
+    schedule: Callable[[], Schedule] = Cosine
 
     def train(self, run: Run, *callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
         """Trains, or goes on, to the end; what there is then that must not depend on stops."""
         torch.manual_seed(int.from_bytes(os.urandom(4)))  # what another process may have drawn before
         module: FinetuneModule = self.make_module(
-            self.method(), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2), schedule=Cosine()
+            self.method(), optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2), schedule=self.schedule()
         )
         curves = MetricsCSV(run)
         checkpoints = Checkpoints(run, CheckpointOptions(**({"every_n_steps": 2} | options)))
@@ -305,3 +306,21 @@ def test_a_signal_that_a_library_swallows_is_answered_at_the_first_step(bench: C
     made = bench()
     with pytest.raises(Preempted, match="at step 1"):
         made.train(made.run("swallowed"), At("on_fit_start", 1, swallowed))
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"accumulate_grad_batches": 3},
+    {"val_check_interval": 3, "accumulate_grad_batches": 2},
+    {"limit_train_batches": 5},
+    {"limit_val_batches": 0},
+])  # fmt: skip
+def test_extended_epoch_by_epoch(options: dict[str, Any], bench: Callable[..., Bench]) -> None:
+    made = bench()
+    made.schedule = Constant
+    made.trainer = {"max_epochs": 4} | options
+    whole, run = made.train(made.run("whole")), made.run("extended")
+    for epochs in (1, 2, 4):
+        made.trainer = {"max_epochs": epochs} | options
+        extended = made.train(run)
+    assert_same(extended, whole)
