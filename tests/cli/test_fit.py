@@ -3,8 +3,6 @@
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import Forked
 from safetensors.torch import load_file
 
 from ftlab.modules import FinetuneModule
@@ -175,15 +174,7 @@ def test_stopped_before_its_first_checkpoint_a_run_leaves_nothing(
 
 def test_a_signal_in_the_middle_of_training(workplace: Path) -> None:
     options = ["--trainer.max_steps", "100000", "--run.checkpoints.every_n_steps", "5", "--run.name", "long"]
-    command = [sys.executable, "-m", "ftlab", "fit", "-c", "tiny.yaml", *options]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell that starts the tests in the background has them ignore SIGINT, and what they start too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    process = Forked(["fit", "-c", "tiny.yaml", *options])
     checkpoint = Path("runs/tiny/long/checkpoints/last.ckpt")
     try:
         while not checkpoint.is_file():

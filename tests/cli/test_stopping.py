@@ -3,21 +3,20 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from tiny_experiment import results
 
 STEPS = 60
 RUN = Path("runs/tiny/stopped")
 
 
-def command(*options: str) -> list[str]:
+def begin(*options: str) -> Forked:
     """A run of which each step takes a few milliseconds and is saved."""
     said = {
         "--run.name": RUN.name,
@@ -26,34 +25,17 @@ def command(*options: str) -> list[str]:
         "--run.checkpoints.every_n_steps": "1",
         "--model.method.dropout": "0.2",
     }
-    return [
-        sys.executable,
-        "-m",
-        "ftlab",
-        "fit",
-        "-c",
-        "tiny.yaml",
-        *(word for pair in said.items() for word in pair),
-        *options,
-    ]
+    return Forked(["fit", "-c", "tiny.yaml", *(word for pair in said.items() for word in pair), *options])
 
 
-def begin(*options: str) -> subprocess.Popen[str]:
-    def default_handlers() -> None:  # a shell that starts the tests in the background has them ignore SIGINT
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command(*options), text=True, preexec_fn=default_handlers, **pipes)  # type: ignore[call-overload]
-
-
-def when_trained(process: subprocess.Popen[str], step: int) -> None:
+def when_trained(process: Forked, step: int) -> None:
     """Waits until a checkpoint of `step` or later is there."""
     while not any(int(path.name.split("-")[1]) >= step for path in RUN.glob("checkpoints/last-*.ckpt")):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: Forked) -> tuple[int, str]:
     """The exit code and the last line that was said."""
     _, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
@@ -124,7 +106,7 @@ class Endless(LoRA):
     return ["--model.method", "slow.Endless"]
 
 
-def when_training(process: subprocess.Popen[str]) -> None:
+def when_training(process: Forked) -> None:
     """Waits until the network is open and batches are trained on: some seconds after the run says that it began."""
     while not ((RUN / "provenance.json").is_file() and "frozen_base" in (RUN / "provenance.json").read_text()):
         assert process.poll() is None, process.communicate()[1]

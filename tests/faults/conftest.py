@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from tiny_experiment import results, write_experiment
 
 from ftlab.networks import Network
@@ -88,16 +88,13 @@ class Fit:
     run: Path
     options: list[str] = field(default_factory=list)
 
-    def command(self, *options: str) -> list[str]:
+    def begin(self, *options: str, **environment: object) -> Forked:
         said = {"--run.name": self.run.name, "--run.root": str(self.run.parent.parent), "--model.method.dropout": "0.2"}
         words = [word for pair in said.items() for word in pair]
-        return [sys.executable, "-m", "ftlab", "fit", "-c", "tiny.yaml", *words, *self.options, *options]
-
-    def begin(self, *options: str, **environment: object) -> subprocess.Popen[str]:
-        environ = os.environ | {name: str(value) for name, value in environment.items()}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(  # type: ignore[call-overload]
-            self.command(*options), text=True, env=environ, start_new_session=True, **pipes
+        return Forked(
+            ["fit", "-c", "tiny.yaml", *words, *self.options, *options],
+            {name: str(value) for name, value in environment.items()},
+            own_session=True,
         )
 
     def __call__(self, *options: str, **environment: object) -> Ended:
@@ -116,7 +113,7 @@ class Fit:
         return [str(path) for path in self.run.rglob(".*") if path.name not in (".lock", ".owner")]
 
 
-def _ended(process: subprocess.Popen[str]) -> Ended:
+def _ended(process: Forked) -> Ended:
     """Waits; a process that does not end is killed with all that it has started."""
     try:
         _, err = process.communicate(timeout=PATIENCE)
@@ -127,7 +124,7 @@ def _ended(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, (err.splitlines() or [""])[-1], err)
 
 
-def _wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def _wait_for(what: Callable[[], object], process: Forked) -> None:
     """Until `what` holds, and no longer than the process lives."""
     until = time.monotonic() + PATIENCE
     while not what():
@@ -198,7 +195,7 @@ def disk(workplace: Path) -> Iterator[Disk]:
 
 
 @pytest.fixture
-def ended() -> Callable[[subprocess.Popen[str]], Ended]:
+def ended() -> Callable[[Forked], Ended]:
     return _ended
 
 
