@@ -33,9 +33,10 @@ def as_if_evaluation_began(checkpoint: dict[str, Any]) -> None:
 
 
 def begin_the_next_epoch(trainer: pl.Trainer) -> None:
-    """Has training that goes on from the last batch of an epoch begin the next one as any: Lightning counts the one
-    that ended, but not the one that begins, takes the next such checkpoint for one of an epoch that did not end, and
-    goes through the same order twice and makes an epoch too many.
+    """Has training that goes on from the last batch of an epoch begin the next one as any other begins.
+
+    Lightning counts the epoch that ended, and not the one that begins. It then takes a checkpoint at the end of such an
+    epoch for one at its beginning: training from there goes through an order twice, and makes an epoch too many.
     """
     loop: Any = trainer.fit_loop
     progress = loop.epoch_progress.current

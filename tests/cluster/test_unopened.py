@@ -16,6 +16,7 @@ OPTIMIZERS = sorted((Path(__file__).parents[2] / "experiments/optimizer").glob("
 
 
 def test_no_optimizer_that_works_is_refused(workplace: Path) -> None:
+    assert OPTIMIZERS
     for path in OPTIMIZERS:
         refuse_what_would_fail(Unopened(["-c", "tiny.yaml", "-c", str(path)]))
 

@@ -100,10 +100,13 @@ def test_a_torn_line_is_cut_off_and_the_rest_kept(make_sweep: Callable[..., Swee
     assert directory.journal.read_bytes().endswith(b"}\n")
 
 
+@pytest.mark.timeout(25)
 def test_a_lock_of_a_killed_process_holds_nobody_up(make_sweep: Callable[..., SweepDirectory]) -> None:
     directory = make_sweep()
     Path(f"{directory.journal}.held").symlink_to(f"{socket.gethostname()}:999999:0")
-    work_off(Study(directory))  # and not after half a minute
+    study = Study(directory)
+    work_off(study)  # and not after half a minute, when any lock is taken for a dead one's
+    assert len(study.trials()) == 4
 
 
 def test_trials_end_where_the_cap_is(make_study: Callable[..., Study]) -> None:
