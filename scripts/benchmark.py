@@ -3,6 +3,7 @@
     python scripts/benchmark.py data                                  # on what ships with ftlab
     python scripts/benchmark.py data --data FILE … --tokenizer DIR    # with prompt, completion or dialogue, summary
     python scripts/benchmark.py checkpoints                           # see scripts/checkpoint_cost.py
+    python scripts/benchmark.py training --network SHAPE|DIR …        # see scripts/training_cost.py
 
 `data` prepares the same rows by ftlab, by TRL's SFTTrainer (`pip install '.[bench]'`) and by `datasets.map` with the
 tokenizer alone; then a second start, ten times the rows with one worker and with two, and packing.
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint_cost import benchmark_checkpoints
+from training_cost import ARMS as TRAININGS
+from training_cost import Work, benchmark_training, network_directory
 
 ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
 PACKED_LENGTHS = 100_000
@@ -42,8 +45,26 @@ def main() -> None:
     checkpoints = parts.add_parser("checkpoints", help="what checkpoints cost")
     checkpoints.add_argument("--repeats", type=int, default=5)
     checkpoints.add_argument("--json", type=Path, help="file for the figures")
+    training = parts.add_parser("training", help="a step of training")
+    training.add_argument("--network", default=str(ASSETS / "network"), help="directory, or a shape of training_cost")
+    training.add_argument("--tokenizer", type=Path, default=ASSETS / "network", help="of a shape")
+    training.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()), help="where shapes are made")
+    training.add_argument("--data", type=Path, default=ASSETS / "data" / "train.jsonl")
+    training.add_argument("--arms", nargs="+", choices=TRAININGS, default=TRAININGS[:4])
+    for name, kind in (("method", str), ("precision", str), ("attention", str)):
+        training.add_argument(f"--{name}", type=kind, default=getattr(Work, name))
+    for name in ("length", "batch_size", "warm", "steps"):
+        training.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Work, name))
+    for name in ("checkpointing", "profiled"):
+        training.add_argument(f"--{name}", action="store_true")
+    training.add_argument("--repeats", type=int, default=5)
+    training.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    if args.part == "checkpoints":
+    if args.part == "training":
+        network = network_directory(args.network, args.tokenizer, args.place)
+        said = {name: getattr(args, name) for name in Work.__dataclass_fields__ if name not in ("network", "data")}
+        figures = benchmark_training(Work(str(network), str(args.data.resolve()), **said), args.arms, args.repeats)
+    elif args.part == "checkpoints":
         figures = benchmark_checkpoints(args.repeats)
     elif args.arm:
         print(json.dumps(ARMS[args.arm](args.data[0], args.tokenizer)))
