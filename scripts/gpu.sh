@@ -1,28 +1,44 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in ten minutes: gpu.sh OUT PLACE TOKENIZER DATA
-#   OUT        directory for results: gpu_tests.log, memory.jsonl, one JSON and one log for each comparison
+# What only a GPU can tell: gpu.sh OUT PLACE TOKENIZER DATA [PART…]
+#   OUT        directory for results: gpu_tests.log, memory.jsonl, and a JSON and a log of each comparison
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-# PYTHON names the interpreter. Tests and memory run side by side, what is timed runs alone after them. In order of what
-# is worth most, so that it may be cut short. SMALL=1 tries the same on a CPU with tiny networks.
+#   PART       tests (3 minutes on an H200), memory (4), speed (8), profile (1), in that order; by default all
+# In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
+# a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
+parts=" ${*:5} "
+[ "$parts" != "  " ] || parts=" tests memory speed profile "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
 small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=14
 [ -z "${SMALL:-}" ] || { small=llama-256 large=llama-256 length=64 mixed=32-true pure=32-true steps=6; }
 
+wanted() { [[ "$parts" == *" $1 "* ]]; }
+
 bench() { # NAME OPTION…
   local name=$1 began=$SECONDS
   shift
-  $PYTHON scripts/benchmark.py training --tokenizer "$tokenizer" --place "$place" --repeats 1 --steps $steps \
+  $PYTHON scripts/benchmark.py training --tokenizer "$tokenizer" --place "$place" --repeats 1 --steps "$steps" \
     --json "$out/$name.json" "$@" >"$out/$name.log" 2>&1 || echo "$name failed"
   grep -v Warning "$out/$name.log" | tail -60 | cut -c 1-400
   echo "-- $name: $((SECONDS - began)) s"
 }
-export -f bench
+
+memory() { # NETWORK METHOD LENGTH PRECISION [--checkpointing]
+  bench "memory_$1_$2_$3_$4${5:-}" --network "$1" --method "$2" --length "$3" --precision "$4" ${5:-} --arms ftlab \
+    --data "$place/long_$3.jsonl" --batch-size 2 --steps 3 --warm 1 >/dev/null
+}
+export -f bench memory
 export out place tokenizer steps
+
+if wanted tests; then
+  timeout -s INT 300 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 6 --basetemp="$place/tests" --durations=20 \
+    tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1
+  tail -5 "$out/gpu_tests.log"
+fi
 
 # rows that are all about as long as they may be, nearly every token a target
 $PYTHON - "$data" "$tokenizer" "$place" $((length / 4)) $length <<'PYTHON'
@@ -39,52 +55,46 @@ for length in map(int, lengths):
             text = tokenizer.decode(tokens[start : start + size])
             file.write(json.dumps({"prompt": "Text:", "completion": text}) + "\n")
 PYTHON
-
-memory() { # NETWORK METHOD LENGTH PRECISION [--checkpointing]
-  bench "memory_$1_$2_$3_$4${5:-}" --network "$1" --method "$2" --length "$3" --precision "$4" ${5:-} --data "$place/long_$3.jsonl" \
-    --arms ftlab --batch-size 2 --steps 3 --warm 1 >/dev/null
-}
-export -f memory
-
-timeout -s INT 200 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 6 --basetemp="$place/tests" --durations=20 \
-  tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1 &
-tests=$!
 for network in $small $large; do
   $PYTHON -c "import sys; sys.path.insert(0, 'scripts'); from pathlib import Path; from training_cost import network_directory
 network_directory('$network', Path('$tokenizer'), Path('$place'))"
 done
-for checkpointing in "" --checkpointing; do
-  for l in $((length / 4)) $length; do
-    for job in "$large lora $l $mixed" "$large qlora $l $mixed" "$small full $l $mixed" "$small full $l $pure" \
-      "$small lora $l $mixed" "$small qlora $l $mixed"; do
-      echo "$job $checkpointing"
+
+if wanted memory; then
+  for checkpointing in "" --checkpointing; do
+    for l in $((length / 4)) $length; do
+      for job in "$large lora $l $mixed" "$large qlora $l $mixed" "$small full $l $mixed" "$small full $l $pure" \
+        "$small lora $l $mixed" "$small qlora $l $mixed"; do
+        echo "$job $checkpointing"
+      done
     done
-  done
-done | xargs -P "${PARALLEL:-5}" -I{} bash -c 'memory {}'
-wait $tests
-tail -5 "$out/gpu_tests.log"
-$PYTHON - "$out" <<'PYTHON'
+  done | xargs -P "${PARALLEL:-5}" -I{} bash -c 'memory {}'
+  $PYTHON - "$out" <<'PYTHON'
 import json, pathlib, sys
 with open(sys.argv[1] + "/memory.jsonl", "w") as file:
     for path in sorted(pathlib.Path(sys.argv[1]).glob("memory_*.json")):
         figures = json.loads(path.read_text())
         ftlab = figures["ftlab"]
-        line = figures["work"] | {"memory": ftlab["memory"][0]} if "memory" in ftlab else figures["work"] | ftlab
+        line = figures["work"] | ({"memory": ftlab["memory"][0], "tokens": ftlab["tokens"]} if "memory" in ftlab else ftlab)
         print(json.dumps(line), file=file)
         path.unlink()
         path.with_suffix(".log").unlink()
 PYTHON
-cat "$out/memory.jsonl" | cut -c 1-420
-echo "== after $SECONDS s"
+  wc -l "$out/memory.jsonl"
+fi
 
-bench lora_large --network $large --method lora --length $length --precision $mixed --data "$place/long_$length.jsonl" --batch-size 4
-bench full_small --network $small --method full --length $length --precision $pure --data "$place/long_$length.jsonl" --batch-size 4
-bench qlora_large --network $large --method qlora --length $length --precision $mixed --data "$place/long_$length.jsonl" --batch-size 4 \
-  --arms bare ftlab
-bench skewed --network $small --method lora --length $length --precision $mixed --data "$data" --batch-size 8 \
-  --arms bare ftlab trl ftlab:pack
-bench profile --network $small --method lora --length $length --precision $mixed --data "$data" --batch-size 8 --arms ftlab \
-  --profiled
-bench flex --network $small --method lora --length $length --precision $mixed --data "$data" --batch-size 8 \
-  --arms ftlab:pack trl:pack --attention flex_attention
+if wanted speed; then
+  full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
+  skewed=(--length "$length" --data "$data" --batch-size 8)
+  bench full_small --network $small --method full --precision $pure "${full[@]}"
+  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab
+  bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
+  bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
+    --attention flex_attention
+  bench lora_large --network $large --method lora --precision $mixed "${full[@]}"
+fi
+if wanted profile; then
+  bench profile --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
+    --arms ftlab --profiled
+fi
 echo "== after $SECONDS s"

@@ -163,7 +163,8 @@ def _since_start() -> float:
 
 def data_options(work: Work) -> dict[str, Any]:
     """ftlab's data, with nothing split off, compared or dropped but what is too long."""
-    first = json.loads(Path(work.data).open(encoding="utf-8").readline())
+    with Path(work.data).open(encoding="utf-8") as file:
+        first = json.loads(file.readline())
     wording = {} if "completion" in first else {"prompt": "{dialogue}\n", "response": "{summary}"}
     return {
         **wording,
@@ -346,22 +347,22 @@ def trainer_options(work: Work, scratch: Path) -> dict[str, Any]:
     }
 
 
-def watched(kind: Any, clock: Clock) -> Any:
-    """The Trainer class `kind`, in the order of its rows, with a look at the clock at both ends of a step."""
+def watched(kind: Any, clock: Clock) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The Trainer class `kind`, in the order of its rows; a callback that looks at the clock at both ends of a step;
+    and the batches that are seen."""
     import torch
     from transformers import TrainerCallback
 
+    seen: list[dict[str, Any]] = []
     latest: list[Any] = []
 
     class Watched(kind):
-        seen: list[dict[str, Any]] = []
-
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
             loss = super().training_step(model, inputs, *rest)
-            self.seen.append(inputs)
+            seen.append(inputs)
             latest[:] = [loss]
             return loss
 
@@ -378,8 +379,7 @@ def watched(kind: Any, clock: Clock) -> Any:
             self.norms = []
             clock.ends(latest[0], first)
 
-    Watched.watch = Watch()
-    return Watched
+    return Watched, Watch(), seen
 
 
 def hf(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
@@ -388,15 +388,15 @@ def hf(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
     from transformers import Trainer, TrainingArguments
 
     batches, clock = rows(work, scratch / "rows.json"), Clock(work)
-    kind = watched(Trainer, clock)
-    Trainer_ = kind(
+    kind, watch, _ = watched(Trainer, clock)
+    trainer = kind(
         opened(work),
         TrainingArguments(**trainer_options(work, scratch), remove_unused_columns=False),
         data_collator=padded,
         train_dataset=Dataset.from_list([row for batch in batches for row in batch]),
-        callbacks=[kind.watch],
+        callbacks=[watch],
     )
-    Trainer_.train()
+    trainer.train()
     return clock.figures() | counts(batches[work.warm :])
 
 
@@ -409,18 +409,17 @@ def trl(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
     packed = layout == "pack"
     batches = rows(replace(work, steps=8 * work.steps) if packed else work, scratch / f"rows_{layout}.json")
     clock = Clock(work)
-    kind = watched(SFTTrainer, clock)
+    kind, watch, seen = watched(SFTTrainer, clock)
     tokenizer = AutoTokenizer.from_pretrained(work.network)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     config = SFTConfig(**trainer_options(work, scratch), max_length=work.length, packing=packed, shuffle_dataset=False)
     data = Dataset.from_list([row for batch in batches for row in batch])
-    trainer = kind(opened(work), config, train_dataset=data, processing_class=tokenizer, callbacks=[kind.watch])
+    trainer = kind(opened(work), config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
     trainer.train()
     if not packed:
         return clock.figures() | counts(batches[work.warm :])
-    measured = kind.seen[work.warm :]
-    # its packs have no mask where the attention takes none: what is padding there is told by a label and a position of 0
-    tokens = sum(int(batch["position_ids"].ne(0).sum() + 1) for batch in measured if "position_ids" in batch)
+    measured = seen[work.warm :]
+    tokens = sum(batch["input_ids"].numel() for batch in measured)  # it lays packs end to end, without padding
     return clock.figures() | {"tokens": tokens, "targets": sum(int(b["labels"].ne(-100).sum()) for b in measured)}
 
 

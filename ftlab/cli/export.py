@@ -63,7 +63,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     judge = Judge(experiment, options.records)
     expected = judge(experiment.open_trained(judge.device))  # no two networks are in memory at a time
     with _unfinished(options.to) as unfinished:
-        _write(experiment, options, unfinished)
+        _write(experiment, options, unfinished, judge.device)
         exported = judge(_opened(experiment, options, unfinished, judge.device))
         comparison = Comparison(expected, exported, _in_full_precision(experiment, judge))
         _must_be_the_same(comparison, experiment, options)
@@ -119,10 +119,11 @@ def _unfinished(to: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _write(experiment: Experiment, options: Namespace, directory: Path) -> None:
+def _write(experiment: Experiment, options: Namespace, directory: Path, device: torch.device) -> None:
     """Writes the export into `directory`, an empty one."""
     if options.merge:
-        merged = experiment.model.method.merge(experiment.open_trained())
+        quantised = experiment.model.method.quantization  # a GPU rounds otherwise than a CPU
+        merged = experiment.model.method.merge(experiment.open_trained(device if quantised else "cpu"))
         merged.to(getattr(torch, options.dtype or "float32")).save_pretrained(directory)
         return
     directory.rmdir()

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ftlab
 from ftlab.runs.redaction import redacted
 
 # Variables that can change results or say where a run was made. An allow-list: no other one is written down.
@@ -47,14 +48,13 @@ def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The version of every installed distribution, by its normalised name."""
+    """The version of every installed distribution, by its normalised name, and of ftlab, installed or not."""
     found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         name = distribution.metadata["Name"]
         if name:  # what is half installed has none; of two of a name the first is imported
-            found.setdefault(
-                re.sub(r"[-_.]+", "-", name).lower(), distribution.version
-            )  # the first is what is imported
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), distribution.version)
+    found["ftlab"] = ftlab.__version__  # which PYTHONPATH alone may have brought
     return {"python": platform.python_version()} | dict(sorted(found.items()))
 
 

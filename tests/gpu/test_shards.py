@@ -35,16 +35,9 @@ def command(verb: str, method: str, root: Path, *options: str) -> None:
         *("--model.network.path", str(ASSETS / "network"), "--data.path", str(ASSETS / "data")),
         *("--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled"),
         *("--trainer.val_check_interval", "10", "--trainer.log_every_n_steps", "5"),
-        *(
-            "--data.validation_limit",
-            "8",
-            "--data.test_limit",
-            "8",
-            "--model.decoding.max_new_tokens",
-            "8",
-            "--run.checkpoints.every_n_steps",
-            "10",
-        ),
+        *("--data.validation_limit", "8", "--data.test_limit", "8", "--model.decoding.max_new_tokens", "8"),
+        *("--run.checkpoints.every_n_steps", "10"),
+        *("--model.optimizer.init_args.lr", "1e-4"),  # at the demo's own rates, rounding alone moves a loss by a tenth
         *options,
     )
     assert code == 0, said
@@ -68,7 +61,7 @@ def test_trains_as_one_process_does_goes_on_and_is_judged(method: str, tmp_path:
     command("fit", method, tmp_path / "alone", *ALONE, "--trainer.max_steps", "20")
     whole, parts, bfloat16 = (tmp_path / name for name in ("whole", "parts", "bfloat16"))
     command("fit", method, whole, *shards("32-true"), "--trainer.max_steps", "20")
-    assert losses(whole, method) == pytest.approx(losses(tmp_path / "alone", method), rel=1e-2)
+    assert losses(whole, method) == pytest.approx(losses(tmp_path / "alone", method), rel=1e-3)
     for steps in ("10", "20"):  # a later end is the same run
         constant = ["--model.schedule", "ftlab.modules.Constant", "--trainer.max_steps", steps]
         command("fit", method, parts, *shards("32-true"), *constant)

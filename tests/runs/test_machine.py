@@ -4,6 +4,9 @@ import importlib.metadata
 import os
 import platform
 
+import pytest
+
+import ftlab
 from ftlab.runs.machine import environment, hardware, packages
 
 
@@ -13,6 +16,11 @@ def test_every_installed_package_has_its_version() -> None:
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["ruamel-yaml" if "ruamel-yaml" in found else "pyyaml"]
     assert len(found) > 50
+
+
+def test_ftlab_has_its_version_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [])
+    assert packages()["ftlab"] == ftlab.__version__
 
 
 def test_the_environment_is_a_list_of_what_is_allowed() -> None:
