@@ -30,6 +30,8 @@ def test_an_agent_runs_a_trial(workplace: Path) -> None:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
 
+        environment.pop("WANDB_SILENT", None)  # which ftlab sets in the process of whatever test ran before
+
         def wandb(*words: str) -> str:
             done = subprocess.run(
                 [sys.executable, "-m", "wandb", *words], env=environment, capture_output=True, text=True, timeout=300
