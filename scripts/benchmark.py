@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benching import data_module, spread
 from checkpoint_cost import benchmark_checkpoints
 from training_cost import ARMS as TRAININGS
 from training_cost import Work, benchmark_training, network_directory
@@ -73,6 +73,8 @@ def main() -> None:
         figures = benchmark_data(args)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if any("refused" in figure for figure in figures.values()):
+        sys.exit(1)
 
 
 def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
         for turn in turns:  # a figure counts only where the same work was done
             assert turn["tenfold"]["rows"] == turn["two_workers"]["rows"] == 10 * rows, turn
             assert turn["trl"]["rows"] == turn["ftlab"]["rows"] == rows, turn
-        seconds = {arm: _spread([turn[arm]["seconds"] for turn in turns]) for arm in arms}
+        seconds = {arm: spread([turn[arm]["seconds"] for turn in turns]) for arm in arms}
         compared = {
             "ftlab over TRL, rows/s": ("trl", "ftlab", "seconds"),
             "ftlab over the tokenizer alone, rows/s": ("tokenizer", "ftlab", "seconds"),
@@ -97,7 +99,7 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, Any]:
         figures[str(file)] = {
             "rows": rows,
             "seconds": seconds,
-            "ratios": {name: _spread(values) for name, values in ratios.items()},
+            "ratios": {name: spread(values) for name, values in ratios.items()},
             "waste": turns[0]["packing"]["waste"],
         }
         print(f"\n{file.parent.name}/{file.name}: {rows:,} rows, {args.repeats} turns: median (smallest to largest)")
@@ -131,28 +133,8 @@ def _measured(work: Callable[[], int]) -> dict[str, Any]:
     return {"seconds": seconds, "rows": rows, "memory": memory}
 
 
-def _data(file: Path, tokenizer: Path, workers: int) -> Any:
-    """FinetuneData over the rows as TRL takes them: nothing is split off, compared or dropped."""
-    from ftlab.data import FinetuneData
-    from ftlab.data.assignment import Splits
-    from ftlab.data.duplicates import Duplicates
-    from ftlab.networks import Network
-
-    columns = json.loads(file.open(encoding="utf-8").readline())
-    wording = {} if "completion" in columns else {"prompt": "{dialogue}\n", "response": "{summary}"}
-    return FinetuneData(
-        Network(str(tokenizer)),
-        str(file),
-        template="plain",
-        splits=Splits(validation=0.0, test=0.0),
-        duplicates=Duplicates(exact=False),
-        preparation_workers=workers,
-        **wording,
-    )
-
-
 def ftlab(file: Path, tokenizer: Path, workers: int = 1) -> dict[str, Any]:
-    data = _data(file, tokenizer, workers)
+    data = data_module(file, str(tokenizer), preparation_workers=workers)
 
     def work() -> int:
         data.setup("fit")
@@ -162,7 +144,7 @@ def ftlab(file: Path, tokenizer: Path, workers: int = 1) -> dict[str, Any]:
 
 
 def second_start(file: Path, tokenizer: Path) -> dict[str, Any]:
-    _data(file, tokenizer, 1).setup("fit")
+    data_module(file, str(tokenizer), preparation_workers=1).setup("fit")
     return ftlab(file, tokenizer)
 
 
@@ -230,7 +212,7 @@ def packing(file: Path, tokenizer: Path) -> dict[str, Any]:
 
     from ftlab.data.packing import best_fit, waste
 
-    data = _data(file, tokenizer, 1)
+    data = data_module(file, str(tokenizer), preparation_workers=1)
     lengths = data.rows("train").lengths
     drawn = numpy.random.default_rng(0).choice(lengths[lengths <= 2048], PACKED_LENGTHS)
     result = _measured(lambda: len(best_fit(drawn, 2048)))
@@ -247,10 +229,6 @@ ARMS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "two_workers": lambda file, tokenizer: tenfold(file, tokenizer, 2),
     "packing": packing,
 }
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
 
 
 def _versions() -> str:

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benching import spread
+
 ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
 WARM = 5
 """Steps that are not counted."""
@@ -58,13 +60,13 @@ def benchmark_checkpoints(repeats: int) -> dict[str, Any]:
     for name, arm in ARMS.items():
         none = f"{name.split(',')[0]}, none"
         figures[name] = {
-            "step": _spread([turn[name]["step"] for turn in turns]),
-            "steps over none": _spread([turn[name]["mean"] / turn[none]["mean"] for turn in turns]),
-            "waits over none": _spread(
+            "step": spread([turn[name]["step"] for turn in turns]),
+            "steps over none": spread([turn[name]["mean"] / turn[none]["mean"] for turn in turns]),
+            "waits over none": spread(
                 [1 + turn[name]["wait"] / ((arm.every or 1) * turn[none]["step"]) for turn in turns]
             ),
-            "wait": _spread([turn[name]["wait"] for turn in turns]),
-            "longest wait": _spread([turn[name]["longest"] for turn in turns]),
+            "wait": spread([turn[name]["wait"] for turn in turns]),
+            "longest wait": spread([turn[name]["longest"] for turn in turns]),
             "bytes": turns[0][name]["bytes"],
             "bytes over tensors": turns[0][name]["bytes"] / turns[0][name]["tensors"],
         }
@@ -170,10 +172,6 @@ def _llama(directory: Path, width: int) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ would take seconds of every test to do so. They are killed, starve and exit like
 from __future__ import annotations
 
 import atexit
+import importlib
 import importlib.util
 import os
 import pickle
@@ -104,8 +105,8 @@ class Forked:
 
 def serve(address: str) -> None:
     """Forks a process for every command that is asked for, until standard input ends."""
-    import ftlab.cli.export
-    import ftlab.cli.verbs  # noqa: F401
+    for name in ("ftlab.cli.verbs", "ftlab.cli.export"):
+        importlib.import_module(name)
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
     with socket.socket(socket.AF_UNIX) as asked:

@@ -1,0 +1,237 @@
+"""The trainings that training_cost.py compares, each by a tool of its own: `training_arms.py TOOL[:pack] WORK`.
+
+All train the same rows of one file, in ftlab's order, with the same optimiser, rate, clipping and precision. The last
+line that is printed holds the figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benching import as_it_stands, data_module
+from training_clock import Clock
+from training_cost import TOP, Work
+
+
+def layout_options(work: Work) -> dict[str, Any]:
+    return {"max_length": work.length, "batch_size": work.batch_size, "overflow": "drop", "batching": "pad"}
+
+
+def rows(work: Work) -> list[list[dict[str, list[int]]]]:
+    """The rows of each step in ftlab's order, as lists of input_ids and labels."""
+    data = data_module(Path(work.data), work.network, **layout_options(work))
+    data.setup("fit")
+    batches = []
+    for batch, _ in zip(data.train_dataloader(), range(work.steps), strict=False):
+        lengths = batch["attention_mask"].sum(1).tolist()
+        padded_rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), lengths, strict=True)
+        batches.append([{"input_ids": ids[:size], "labels": labels[:size]} for ids, labels, size in padded_rows])
+    return batches
+
+
+def ftlab(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+    """`ftlab fit`, with a callback that looks at the clock."""
+    import yaml
+
+    from ftlab.cli import main
+
+    watch = {"class_path": "training_watch.Watch", "init_args": {"work": asdict(work)}}
+    config = {
+        "trainer": {
+            **{"precision": work.precision, "max_steps": work.steps, "limit_val_batches": 0, "callbacks": [watch]},
+            "enable_progress_bar": False,
+        },
+        "data": as_it_stands(Path(work.data)) | layout_options(work) | {"batching": layout},
+        "model": {
+            "network": {"path": work.network, "dtype": work.dtype, "attention": work.attention},
+            "gradient_checkpointing": work.checkpointing,
+            "optimizer": {
+                "class_path": "torch.optim.AdamW",
+                "init_args": {"lr": work.rate, "weight_decay": 0.0, "fused": True},
+            },
+            "schedule": {"class_path": "ftlab.modules.Constant"},
+        },
+        "run": {"root": str(scratch), "name": "run"},
+        "wandb": {"mode": "disabled"},
+    }
+    file = scratch / "bench.yaml"
+    file.write_text(yaml.safe_dump(config))
+    files = (TOP / "experiments" / "base.yaml", TOP / "experiments" / "method" / f"{work.method}.yaml", file)
+    code = main(["fit", *(word for path in files for word in ("-c", str(path)))])
+    sys.exit(f"ftlab fit ended with {code} before the last step")
+
+
+def opened(work: Work) -> Any:
+    """The network as plain transformers and peft open it, on the device, ready for training."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    torch.manual_seed(42)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {"dtype": getattr(torch, work.dtype), "attn_implementation": work.attention}
+    if work.method == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    network = AutoModelForCausalLM.from_pretrained(work.network, device_map={"": device}, **options)
+    if work.checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.enable_input_require_grads()
+    if work.method != "full":
+        config = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+        network = peft.get_peft_model(network, config)
+    return network.train()
+
+
+def bare(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+    """A loop over padded batches with nothing in it that need not be there."""
+    import torch
+
+    batches = rows(work)
+    network, clock = opened(work), Clock(work)
+    device = next(network.parameters()).device
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=work.rate, weight_decay=0.0, fused=True)
+    mixed = torch.autocast(device.type, torch.bfloat16) if work.precision == "bf16-mixed" else contextlib.nullcontext()
+    for batch in batches:
+        clock.begins()
+        inputs = {name: value.to(device, non_blocking=True) for name, value in padded(batch).items()}
+        labels = inputs.pop("labels")
+        with mixed:
+            logits = network(**inputs, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        clock.ends(loss, trained)
+        optimizer.zero_grad()
+    return clock.figures() | counts(batches[work.warm :])
+
+
+def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """On the right, with 0 where no token is."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, labels = ([torch.tensor(row[name]) for row in batch] for name in ("input_ids", "labels"))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+    }
+
+
+def counts(batches: list[list[dict[str, list[int]]]]) -> dict[str, int]:
+    """Real tokens, and those that are learned."""
+    every = [row for batch in batches for row in batch]
+    return {
+        "tokens": sum(len(row["input_ids"]) for row in every),
+        "targets": sum(label != -100 for row in every for label in row["labels"][1:]),
+    }
+
+
+def trainer_options(work: Work, scratch: Path) -> dict[str, Any]:
+    """Of Hugging Face's Trainer, and of TRL's: the same optimiser, rate and clipping; nothing saved, nothing sent."""
+    import torch
+
+    return {
+        **{"output_dir": str(scratch), "max_steps": work.steps, "per_device_train_batch_size": work.batch_size},
+        **{"learning_rate": work.rate, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0},
+        **{"optim": "adamw_torch_fused", "bf16": work.precision == "bf16-mixed", "save_strategy": "no"},
+        **{"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available()},
+        **{"gradient_checkpointing": work.checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    }
+
+
+def watched(kind: Any, clock: Clock) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """The Trainer class `kind`, in the order of its rows; a callback that looks at the clock at both ends of a step;
+    and the batches that are seen."""
+    import torch
+    from transformers import TrainerCallback
+
+    seen: list[dict[str, Any]] = []
+    latest: list[Any] = []
+
+    class Watched(kind):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
+            loss = super().training_step(model, inputs, *rest)
+            seen.append(inputs)
+            latest[:] = [loss]
+            return loss
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            clock.begins()
+
+        def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
+            if clock.step == 0:  # its gradients are gone where a step ends
+                self.norms = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+        def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
+            first = [type("Held", (), {"grad": g}) for g in self.norms] if clock.step == 0 else ()
+            self.norms = []
+            clock.ends(latest[0], first)
+
+    return Watched, Watch(), seen
+
+
+def hf(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+    """transformers' Trainer with peft."""
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    batches, clock = rows(work), Clock(work)
+    kind, watch, _ = watched(Trainer, clock)
+    trainer = kind(
+        opened(work),
+        TrainingArguments(**trainer_options(work, scratch), remove_unused_columns=False),
+        data_collator=padded,
+        train_dataset=Dataset.from_list([row for batch in batches for row in batch]),
+        callbacks=[watch],
+    )
+    trainer.train()
+    return clock.figures() | counts(batches[work.warm :])
+
+
+def trl(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+    """TRL's SFTTrainer, with its own collator, loss and packing."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    packed = layout == "pack"
+    batches = rows(replace(work, steps=8 * work.steps) if packed else work)
+    clock = Clock(work)
+    kind, watch, seen = watched(SFTTrainer, clock)
+    tokenizer = AutoTokenizer.from_pretrained(work.network)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    config = SFTConfig(**trainer_options(work, scratch), max_length=work.length, packing=packed, shuffle_dataset=False)
+    data = Dataset.from_list([row for batch in batches for row in batch])
+    trainer = kind(opened(work), config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
+    trainer.train()
+    if not packed:
+        return clock.figures() | counts(batches[work.warm :])
+    measured = seen[work.warm :]
+    tokens = sum(batch["input_ids"].numel() for batch in measured)  # it lays packs end to end, without padding
+    return clock.figures() | {"tokens": tokens, "targets": sum(int(b["labels"].ne(-100).sum()) for b in measured)}
+
+
+TOOLS: dict[str, Callable[[Work, Path, str], dict[str, Any]]] = {"ftlab": ftlab, "bare": bare, "hf": hf, "trl": trl}
+
+
+if __name__ == "__main__":
+    tool, _, how = sys.argv[1].partition(":")
+    print(json.dumps(TOOLS[tool](Work(**json.loads(sys.argv[2])), Path.cwd(), how or "pad")))

@@ -1,0 +1,85 @@
+"""What is noted of a training's steps, whichever tool takes them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from training_cost import Work
+
+
+class Clock:
+    """Notes when steps begin and end, their losses, and the norm of the first gradient.
+
+    The device is waited for twice, where the measured steps begin and where they end.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.step = work, 0
+        self.losses: list[Any] = []
+        self.norm = self.began = self.first = self.seconds = self.cpu = 0.0
+        self.profiler: Any = None
+
+    def begins(self) -> None:
+        if self.step == 0:
+            self.first = since_start()
+        if self.step == self.work.warm:
+            _wait()
+            self.began, self.cpu = time.perf_counter(), time.process_time()
+        if self.work.profiled and self.step == self.work.steps - 3:
+            from torch.profiler import profile
+
+            self.profiler = profile()
+            self.profiler.__enter__()
+
+    def ends(self, loss: Any, parameters: Any) -> bool:
+        """Whether it was the last; `loss` is the mean over the step's targets."""
+        if self.step == 0:
+            import torch
+
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            self.norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.losses.append(loss.detach())
+        self.step += 1
+        if self.step < self.work.steps:
+            return False
+        _wait()
+        self.seconds, self.cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
+        return True
+
+    def figures(self) -> dict[str, Any]:
+        import torch
+
+        if self.profiler:
+            self.profiler.__exit__(None, None, None)
+            for by in ("self_cuda_time_total", "self_cpu_time_total"):
+                print(self.profiler.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=60))
+        steps = self.work.steps - self.work.warm
+        cuda = torch.cuda.is_available()
+        return {
+            "seconds": self.seconds / steps,
+            "cpu": self.cpu / steps,
+            "first_step": self.first,
+            "losses": [float(loss) for loss in self.losses],
+            "norm": self.norm,
+            "memory": torch.cuda.max_memory_allocated()
+            if cuda
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+        }
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def since_start() -> float:
+    """Seconds since this process was started."""
+    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
