@@ -291,7 +291,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in tensors:
         digest.update(name.encode())
-        for part in _plain_parts(tensor):
+        for part in plain_parts(tensor):
             digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()
 
@@ -321,14 +321,14 @@ def decoder_blocks(network: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-def _plain_parts(tensor: Any) -> Iterator[Any]:
+def plain_parts(tensor: Any) -> Iterator[Any]:
     """The tensors that one is made of: itself, codes and scales of a quantised one, or this process's part of one in
     shards."""
     if hasattr(tensor, "__tensor_flatten__"):  # torchao's would be dequantised, and shards gathered
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
         for part in parts:
             if isinstance(part, torch.Tensor):
-                yield from _plain_parts(part)
+                yield from plain_parts(part)
         return
     yield tensor
     state = getattr(tensor, "quant_state", None)

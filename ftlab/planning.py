@@ -7,7 +7,7 @@ shows some. Activations are none of this: they depend on the batch of a process,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -31,6 +31,11 @@ class Weights:
         """Counts each once."""
         there = set(parameters)
         return cls(sum(p.nbytes for p in there), sum(p.nbytes for p in there if p.requires_grad))
+
+    @property
+    def frozen(self) -> int:
+        """Of those that are not."""
+        return self.all - self.trained
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,11 @@ class Shape:
         """Of the whole network."""
         units = (*self.blocks, self.outside)
         return Weights(sum(unit.all for unit in units), sum(unit.trained for unit in units))
+
+    @property
+    def frozen_in_blocks(self) -> int:
+        """Bytes of what is frozen in the blocks."""
+        return sum(block.frozen for block in self.blocks)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,24 @@ def ddp(shape: Shape, processes: int) -> Cost:
     weights = shape.weights
     crossing = weights.trained if processes > 1 else 0
     return Cost(processes, weights.all, weights.trained, 2 * weights.trained, all_reduced=crossing)
+
+
+def fsdp(shape: Shape, processes: int, accumulate: int = 1) -> Cost:
+    """The frozen base in shards: each has its part of what is frozen in blocks, and all else. Blocks are gathered in the
+    forward and in the backward pass, of which two are there at a time; gradients are summed once a step.
+
+    Args:
+        shape: Of the network.
+        processes: How many there are.
+        accumulate: Micro-batches of an optimiser step.
+    """
+    alike, parts = ddp(shape, processes), shape.frozen_in_blocks
+    return replace(
+        alike,
+        weights=alike.weights - parts + parts / processes,
+        buffers=sum(sorted(block.frozen for block in shape.blocks)[-2:]),
+        all_gathered=accumulate * 2 * parts,
+    )
 
 
 def fsdp2(shape: Shape, processes: int, accumulate: int = 1) -> Cost:

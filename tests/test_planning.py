@@ -21,10 +21,15 @@ from watching import Collectives
 from ftlab.data import FinetuneData
 from ftlab.methods import Full, LoRA, Method
 from ftlab.modules import Constant, FinetuneModule
+from ftlab.modules.frozen_shards import FrozenShards
 from ftlab.networks import Network
-from ftlab.planning import Cost, Shape, Weights, ddp, fsdp2
+from ftlab.planning import Cost, Shape, Weights, ddp, fsdp, fsdp2
 
-METHODS: dict[str, Callable[[], Method]] = {"full": Full, "lora": lambda: LoRA(r=4, dropout=0.0)}
+METHODS: dict[str, Callable[[], Method]] = {
+    "full": Full,
+    "lora": lambda: LoRA(r=4, dropout=0.0),
+    "last block": lambda: Full(last_blocks=1),
+}
 Make = Callable[..., Any]
 
 
@@ -35,7 +40,7 @@ class Found:
     Args:
         shape: Of the network, before its strategy had it.
         held: Bytes of weights, gradients and moments after the second step.
-        gathered: Bytes of float32 that came out of all-gathers in the third step.
+        gathered: Bytes that came out of all-gathers in the third step.
         reduced: Bytes that went into sums, but for those of fewer values than any weight has.
     """
 
@@ -61,6 +66,8 @@ class Held(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == 2:
             weights = list(pl_module.parameters())
+            if isinstance(pl_module.sharded, FrozenShards):
+                weights.extend(part for _, part in pl_module.sharded.parts(set()))
             gradients = [weight.grad for weight in weights if weight.grad is not None]
             states = trainer.optimizers[0].state.values()
             moments = [value for state in states for value in state.values() if value.ndim]
@@ -88,7 +95,8 @@ def train(
         callbacks=[held, crossing],
     )
     trainer.fit(module, data)
-    gathered = sum(4 * devices * values for kind, values in crossing.found if kind == "all_gather")
+    size = 1 if strategy == "fsdp" else 4  # it gathers bytes
+    gathered = sum(size * devices * values for kind, values in crossing.found if kind == "all_gather")
     reduced = sum(4 * values for kind, values in crossing.found if kind == "all_reduce" and values > 64)
     return Found(held.shape, held.bytes, gathered, reduced)
 
@@ -114,6 +122,17 @@ def test_fsdp2(
         assert found.held == pytest.approx(cost.memory - cost.buffers, rel=1e-3)
         assert found.gathered == pytest.approx(cost.all_gathered, rel=1e-3)
         assert found.reduced == pytest.approx(cost.reduce_scattered, rel=1e-3)
+
+
+@pytest.mark.parametrize(("devices", "accumulate", "method"), [(2, 2, "lora"), (4, 1, "last block")])
+def test_fsdp(devices: int, accumulate: int, method: str, network: Network, data_path: str, make_trainer: Make) -> None:
+    work = partial(train, network, data_path, make_trainer, method, "fsdp", devices, accumulate)
+    for found in on_ranks(devices, work):
+        cost = fsdp(found.shape, devices, accumulate)
+        # blocks' bytes that do not go into the processes evenly are filled up
+        assert found.held == pytest.approx(cost.memory - cost.buffers, rel=1e-3)
+        assert found.gathered == pytest.approx(cost.all_gathered, rel=1e-3)
+        assert found.reduced == pytest.approx(cost.all_reduced, rel=1e-3)
 
 
 def test_a_ring() -> None:
@@ -144,7 +163,9 @@ def adapted(size: str, method: str) -> torch.nn.Module:
 def test_the_how_to_shows_the_formulas(size: str, method: str) -> None:
     shape = Shape.of(adapted(size, method))
     lines = (Path(__file__).parents[1] / "docs/how-to/scale.md").read_text().splitlines()
-    for strategy, cost_of in {"ddp": ddp, "fsdp2": fsdp2}.items():
+    for strategy, cost_of in {"ddp": ddp, "fsdp": fsdp, "fsdp2": fsdp2}.items():
+        if (method, strategy) == ("full", "fsdp"):
+            continue  # nothing is frozen
         costs = [cost_of(shape, processes) for processes in (2, 8, 16)]
         memory = " | ".join(f"{cost.memory / 1e9:.1f}" for cost in costs)
         sent = " | ".join(f"{cost.sent / 1e9:.2f}" for cost in costs)

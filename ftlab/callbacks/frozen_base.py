@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
-from ftlab.modules import FinetuneModule, FSDP2Strategy
+from ftlab.modules import FinetuneModule, FSDP2Strategy, FSDPStrategy
 from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
@@ -28,7 +28,7 @@ class FrozenBase(pl.Callback):
         self._whole = ""  # of a network in shards, before it was: `digest` is then of this process's
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDP2Strategy):
+        if isinstance(trainer.strategy, FSDP2Strategy | FSDPStrategy):
             trainer.strategy.before_sharding.append(lambda: self._note_whole(pl_module))
 
     def _note_whole(self, module: pl.LightningModule) -> None:
@@ -65,7 +65,12 @@ class FrozenBase(pl.Callback):
 
     def _digest(self, module: pl.LightningModule) -> str:
         assert isinstance(module, FinetuneModule)
-        return f"{module.device.type} {fingerprint(frozen_tensors(module, module.trained_names()))}"
+        trained = module.trained_names()
+        if module.sharded:
+            tensors = module.sharded.parts({name.removeprefix("network.") for name in trained})
+        else:
+            tensors = frozen_tensors(module, trained)
+        return f"{module.device.type} {fingerprint(tensors)}"
 
     def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.run is None:

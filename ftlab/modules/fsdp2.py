@@ -170,7 +170,7 @@ def refuse_in_shards(method: Method, kind: str) -> None:
     if kind != "full":
         raise UserError(
             f"trainer.strategy fsdp2: a base in {kind} comes out of it damaged (bitsandbytes #1945), so {name} over it "
-            "is not trained: take ddp, or a base in full precision"
+            "is not trained: take fsdp, ddp, or a base in full precision"
         )
     looks = [hook for hook in _LOOK_AT_WEIGHTS if getattr(type(method), hook) is not getattr(Method, hook)]
     if looks:

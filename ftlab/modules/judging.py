@@ -14,6 +14,7 @@ from ftlab.data.examples import IGNORED
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
+from ftlab.modules.frozen_shards import FrozenShards
 from ftlab.modules.scoring import Tally
 from ftlab.modules.shards import Sharded
 
@@ -31,7 +32,7 @@ class JudgedModule(pl.LightningModule):
         self.decoding = decoding or Decoding()
         self.metrics = resolve_metrics(list(METRICS) if metrics is None else metrics)
         self.network: nn.Module | None = None
-        self.sharded: Sharded | None = None
+        self.sharded: Sharded | FrozenShards | None = None
         """The network as its strategy has sharded it."""
         self.tally = Tally()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 
 from ftlab.data import FinetuneData
@@ -10,6 +10,7 @@ from ftlab.data.layout import FLASH
 from ftlab.errors import UserError, one_line, out_of_memory
 from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
+from ftlab.modules.fsdp import FSDPStrategy, refuse_in_frozen_shards
 from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_in_shards
 from ftlab.modules.isolation import attention_is_isolated
 from ftlab.networks import Network
@@ -21,13 +22,15 @@ def refuse_strategy(strategy: Strategy, method: Method, pretrained: Network) -> 
     Raises:
         UserError: It is another, or one that the method or its base does not go with.
     """
+    kind = pretrained.base_kind(method.quantization)
     if isinstance(strategy, FSDP2Strategy):
-        refuse_in_shards(method, pretrained.base_kind(method.quantization))
+        refuse_in_shards(method, kind)
+    elif isinstance(strategy, FSDPStrategy):
+        refuse_in_frozen_shards(method, kind)
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-        instead = "fsdp2, ddp for a base in few bits" if isinstance(strategy, FSDPStrategy) else "ddp or fsdp2"
         raise UserError(
             f"trainer.strategy: {type(strategy).__name__} is none that ftlab can train, save and resume exactly: take "
-            f"{instead}"
+            "ddp, fsdp or fsdp2"
         )
 
 

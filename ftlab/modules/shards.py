@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
-from ftlab.networks import decoder_blocks, language_model
+from ftlab.networks import decoder_blocks, frozen_tensors, language_model
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
@@ -40,7 +40,7 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
         UserError: The network cannot be taken apart in this way.
     """
     model = language_model(network)
-    blocks = _blocks(model)
+    blocks = blocks_of(model, "fsdp2")
     _refuse_what_is_shared(model, blocks)
     _refuse_a_way_past(network, model)
     _refuse_hooks_on_gradients(network)
@@ -56,28 +56,37 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
         )
 
 
-def _blocks(model: PreTrainedModel) -> list[nn.Module]:
+def blocks_of(model: PreTrainedModel, strategy: str) -> list[nn.Module]:
+    """Its decoder blocks.
+
+    Raises:
+        UserError: They cannot be told, and `strategy` takes a network apart by them.
+    """
     try:
         return list(decoder_blocks(model))
     except UserError as error:
         raise UserError(
-            f"trainer.strategy fsdp2: a network is sharded by its decoder blocks, and those of {type(model).__name__} "
-            "cannot be told: take ddp"
+            f"trainer.strategy {strategy}: a network is sharded by its decoder blocks, and those of "
+            f"{type(model).__name__} cannot be told: take ddp"
         ) from error
+
+
+def used_by_several(model: PreTrainedModel, blocks: list[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """The parameters of a block, by name, that another block or something outside of the blocks has, too."""
+    owners = Counter(parameter for block in blocks for parameter in block.parameters())
+    inside = {module for block in blocks for module in block.modules()}
+    outside = {p for module in model.modules() if module not in inside for p in module.parameters(recurse=False)}
+    return [(n, p) for n, p in model.named_parameters() if owners[p] > 1 or (owners[p] and p in outside)]
 
 
 def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
     """A tensor of two blocks would be in two places, and have two gradients; and the gradients of a block are summed in
     one type."""
-    owners = Counter(parameter for block in blocks for parameter in block.parameters())
-    inside = {module for block in blocks for module in block.modules()}
-    outside = {p for module in model.modules() if module not in inside for p in module.parameters(recurse=False)}
-    for name, parameter in model.named_parameters():
-        if owners[parameter] > 1 or (owners[parameter] and parameter in outside):
-            raise UserError(
-                f"trainer.strategy fsdp2: {name} is a tensor of several decoder blocks, which are sharded apart: take "
-                "ddp, or another method"
-            )
+    for name, _ in used_by_several(model, blocks):
+        raise UserError(
+            f"trainer.strategy fsdp2: {name} is a tensor of several decoder blocks, which are sharded apart: take "
+            "ddp, or another method"
+        )
     for block in blocks:
         types = {str(p.dtype).removeprefix("torch.") for p in block.parameters() if p.requires_grad}
         if len(types) > 1:
@@ -203,7 +212,7 @@ class Lockstep:
     each other whether they have something left. In training all have the same number of batches.
 
     Args:
-        network: Sharded.
+        network: In shards.
         device: By way of which they tell each other.
     """
 
@@ -214,8 +223,6 @@ class Lockstep:
         self._model.register_forward_pre_hook(self._before_forward, prepend=True)
 
     def _before_forward(self, *_: Any) -> None:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("a network in shards computes under torch.no_grad(), and not torch.inference_mode()")
         if not torch.is_grad_enabled() and not self._waiting:
             self._someone(works=True)
 
@@ -232,9 +239,13 @@ class Lockstep:
             with without_gradients():
                 while self._someone(works=False):
                     self._model(input_ids=token, use_cache=False)
-                self._model.reshard()  # no backward pass has done it: whole tensors would stand in the place of parts
         finally:
             self._waiting = False
+
+
+def _refuse_inference_mode(*_: Any) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("a network in shards computes under torch.no_grad(), and not torch.inference_mode()")
 
 
 class Sharded:
@@ -254,10 +265,17 @@ class Sharded:
         self._skeleton = Skeleton(network)
         shard(network, mesh, policy)
         self._lockstep = Lockstep(network, device)
+        language_model(network).register_forward_pre_hook(_refuse_inference_mode, prepend=True)
+
+    def parts(self, trained: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+        """What this process holds of the tensors not named in `trained`."""
+        return frozen_tensors(self._network, trained)
 
     def finish_judging(self) -> None:
         """To be called by all processes when each has judged its own records: see `Lockstep`."""
         self._lockstep.finish()
+        model: Any = language_model(self._network)
+        model.reshard()  # no backward pass has done it: whole tensors would stand in the place of parts
 
     def whole_network(self, keep: bool) -> nn.Module | None:
         """All of it as it stands, on the CPU; None where not `keep`. To be called by all processes."""

@@ -1,4 +1,4 @@
-"""`--trainer.strategy fsdp2` over the accelerators there are, one or two: trains, goes on, scores, generates.
+"""Networks in shards (`fsdp2`, `fsdp`) over the accelerators there are, one or two: train, go on, score, generate.
 
 Marked `gpu`: the default run leaves them out. They use the demo's network and data, and run on a CPU too, so that they
 can be tried before a GPU is at hand: `pytest -m gpu`.
@@ -43,9 +43,11 @@ def command(verb: str, method: str, root: Path, *options: str) -> None:
     assert code == 0, said
 
 
-def shards(precision: str = "bf16-mixed") -> list[str]:
-    strategy = ["--trainer.strategy", "fsdp2", "--trainer.devices", str(DEVICES), "--trainer.precision", precision]
-    return [*strategy, "--data.batch_size", str(BATCH // DEVICES)]
+def shards(precision: str = "bf16-mixed", strategy: str = "fsdp2") -> list[str]:
+    return [
+        *("--trainer.strategy", strategy, "--trainer.devices", str(DEVICES), "--trainer.precision", precision),
+        *("--data.batch_size", str(BATCH // DEVICES)),
+    ]
 
 
 ALONE = ["--trainer.devices", "1", "--trainer.precision", "32-true", "--data.batch_size", str(BATCH)]
@@ -76,12 +78,16 @@ def test_trains_as_one_process_does_goes_on_and_is_judged(method: str, tmp_path:
     assert code == 0, said
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="without CUDA it is Lightning that refuses it")
-def test_fsdp1_is_refused(tmp_path: Path) -> None:
-    code, said = answer(
-        *("fit", "-c", str(TOP / "experiments" / "demo_lora.yaml"), "--run.root", str(tmp_path)),
-        *("--model.network.path", str(ASSETS / "network"), "--data.path", str(ASSETS / "data")),
-        *("--trainer.strategy", "fsdp", "--trainer.devices", "1", "--wandb.mode", "disabled"),
-    )
-    assert code == 1
-    assert "trainer.strategy: FSDPStrategy is none that ftlab can train, save and resume exactly: take fsdp2" in said
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_frozen_base_in_shards(method: str, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    command("fit", method, tmp_path / "alone", *ALONE, "--trainer.max_steps", "20")
+    command("fit", method, whole, *shards("32-true", "fsdp"), "--trainer.max_steps", "20")
+    assert losses(whole, method) == pytest.approx(losses(tmp_path / "alone", method), rel=1e-3)
+    for steps in ("10", "20"):
+        constant = ["--model.schedule", "ftlab.modules.Constant", "--trainer.max_steps", steps]
+        checkpointing = ["--model.gradient_checkpointing", "true"]
+        command("fit", method, parts, *shards("bf16-mixed", "fsdp"), *constant, *checkpointing)
+    assert len(losses(parts, method)) == 4
+    command("test", method, whole, *shards("32-true", "fsdp"), "--trainer.max_steps", "20")
+    assert len((whole / f"demo_{method}" / "run" / "predictions" / "test.jsonl").read_text().splitlines()) == 8

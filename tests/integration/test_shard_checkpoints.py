@@ -1,4 +1,4 @@
-"""Networks in shards (FSDP2): what they save is one process's, and any number of processes goes on from it."""
+"""Networks in shards: what they save is one process's, and any number of processes goes on from it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 import torch
 from ranks import on_ranks
 from torch import Tensor
-from trainings import METHODS, make_data, make_module
+from trainings import make_data, make_module
 from transformers import AutoModelForCausalLM
 
 from ftlab.callbacks import Checkpoints, FrozenBase, ModelWriter, Preemption
 from ftlab.errors import Preempted
-from ftlab.methods import LoRA, Method
+from ftlab.methods import Full, LoRA, Method, QLoRA
 from ftlab.networks import Network
 from ftlab.runs import CheckpointOptions, Run, RunOptions
 
@@ -29,10 +29,12 @@ Make = Callable[..., Any]
 PROMPT = torch.tensor([[5, 9, 14, 3, 22]])
 
 
-def in_shards_and_saved(method: str, network: Network, data_path: str, make_trainer: Make, place: Path) -> Tensor:
+def in_shards_and_saved(
+    method: Method, strategy: str, network: Network, data_path: str, make_trainer: Make, place: Path
+) -> Tensor:
     """The logits of the sharded network after three steps, whose `model/` is written."""
-    module = make_module(METHODS[method](), network)
-    trainer = make_trainer(devices=2, strategy="fsdp2", max_steps=3, callbacks=[ModelWriter(Run(place))])
+    module = make_module(method, network)
+    trainer = make_trainer(devices=2, strategy=strategy, max_steps=3, callbacks=[ModelWriter(Run(place))])
     trainer.fit(module, make_data(network, data_path, 2))
     assert module.network is not None
     module.network.eval()
@@ -40,13 +42,28 @@ def in_shards_and_saved(method: str, network: Network, data_path: str, make_trai
         return module.network(input_ids=PROMPT).logits.clone()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        (Full(), "fsdp2"),
+        (LoRA(r=3, dropout=0.0), "fsdp2"),
+        (LoRA(r=3, dropout=0.0), "fsdp"),
+        (Full(last_blocks=1), "fsdp"),  # saved with its frozen block
+    ],
+    ids=["fsdp2 full", "fsdp2 lora", "fsdp lora", "fsdp last block"],
+)
 def test_the_saved_model_is_the_sharded_one(
-    method: str, network: Network, tied_network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+    method: Method,
+    strategy: str,
+    network: Network,
+    tied_network: Network,
+    data_path: str,
+    make_trainer: Make,
+    tmp_path: Path,
 ) -> None:
-    base = {"full": tied_network, "lora": network}[method]
-    ranks = on_ranks(2, partial(in_shards_and_saved, method, base, data_path, make_trainer, tmp_path))
-    if method == "full":
+    base = tied_network if isinstance(method, Full) else network
+    ranks = on_ranks(2, partial(in_shards_and_saved, method, strategy, base, data_path, make_trainer, tmp_path))
+    if isinstance(method, Full):
         saved: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
         assert saved.get_input_embeddings().weight is saved.get_output_embeddings().weight
     else:
@@ -102,17 +119,20 @@ def part_of_a_run(
     return torch.load(run.last, weights_only=True)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "method"), [("fsdp2", LoRA(r=3, dropout=0.2)), ("fsdp", QLoRA(r=3, dropout=0.2))], ids=str
+)
 def test_stopped_and_resumed_is_uninterrupted_to_the_bit(
-    network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+    strategy: str, method: Method, network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
     """With dropout, in the middle of an epoch and of an accumulation window; the signal comes to one process."""
-    work = partial(part_of_a_run, network, data_path, make_trainer)
+    work = partial(part_of_a_run, network, data_path, make_trainer, world=2, strategy=strategy, method=method)
     whole_run, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
-    undisturbed, _ = on_ranks(2, partial(work, whole_run, 2))
-    assert on_ranks(2, partial(work, parts, 2, stop_at=3)) == [None, None]
+    undisturbed, _ = on_ranks(2, partial(work, whole_run))
+    assert on_ranks(2, partial(work, parts, stop_at=3)) == [None, None]
     stopped = torch.load(parts.last, weights_only=True)
     assert stopped["global_step"] == 3
-    resumed, _ = on_ranks(2, partial(work, parts, 2))
+    resumed, _ = on_ranks(2, partial(work, parts))
     assert (resumed["global_step"], len(resumed["state_dict"])) == (6, 28)
     for key in ("state_dict", "optimizer_states", "by_rank", "loops"):
         assert_same(resumed[key], undisturbed[key])
@@ -135,12 +155,12 @@ def assert_same(ours: Any, theirs: Any) -> None:
 def test_any_number_of_processes_and_any_strategy_goes_on(
     network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
-    """From one process to two with shards, to two with DDP: each has the same global batch."""
+    """From one process to two with shards of either kind, to two with DDP: each has the same global batch."""
     wide = Network(network.path, dtype="float64")
     work = partial(part_of_a_run, wide, data_path, make_trainer, method=LoRA(r=3))
     alone = on_ranks(1, partial(work, Run(tmp_path / "alone"), 1, "auto"))[0]
     changing, ended = Run(tmp_path / "changing"), None
-    for world, strategy, steps in ((1, "auto", 2), (2, "fsdp2", 4), (2, "ddp", 6)):
+    for world, strategy, steps in ((1, "auto", 2), (2, "fsdp2", 3), (2, "fsdp", 4), (2, "ddp", 6)):
         ended = on_ranks(world, partial(work, changing, world, strategy, forced=True, max_steps=steps))[0]
     assert ended is not None
     torch.testing.assert_close(ended["state_dict"], alone["state_dict"], rtol=1e-6, atol=1e-9)

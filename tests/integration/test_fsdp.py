@@ -1,0 +1,190 @@
+"""A frozen base in shards, on processes of the CPU: to the digit what DDP comes to, whatever the base is held in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import peft
+import pytest
+import torch
+from lightning.pytorch.loops import utilities
+from ranks import on_ranks
+from trainings import make_data, make_module, trained_weights
+from watching import Seen
+
+from ftlab.callbacks import FrozenBase
+from ftlab.errors import UserError
+from ftlab.methods import LISA, AdaLoRA, Full, LoRA, Method, Peft, QLoRA
+from ftlab.modules import FinetuneModule
+from ftlab.modules.frozen_shards import FrozenShards
+from ftlab.networks import Network, Quantization, decoder_blocks, language_model
+
+Make = Callable[..., Any]
+
+GLOBAL_BATCH = 8
+"""Of 15 records: the last global batch has seven, and one process of several a record less than the others."""
+SOME = ["q_proj", "v_proj", "down_proj"]
+METHODS: dict[str, Callable[[], Method]] = {
+    "lora": lambda: LoRA(r=3, dropout=0.1),
+    "qlora": lambda: QLoRA(r=3),
+    "other type": lambda: Peft(
+        peft.LoraConfig(r=3, target_modules="all-linear"), Quantization("fp4", double=False, storage_dtype="bfloat16")
+    ),
+    "dora": lambda: LoRA(r=2, dora=True, targets="all-linear"),
+    "head": lambda: LoRA(r=2, modules_to_save=["lm_head"]),
+    "adalora": lambda: AdaLoRA(init_r=4, target_r=2),
+    "oft": lambda: Peft(peft.OFTConfig(oft_block_size=8, target_modules=SOME)),
+    "ia3": lambda: Peft(peft.IA3Config(target_modules=SOME, feedforward_modules=["down_proj"])),
+    "vblora": lambda: Peft(peft.VBLoRAConfig(r=2, num_vectors=16, vector_length=16, topk=2, target_modules=["q_proj"])),
+    "prompt": lambda: Peft(peft.PromptTuningConfig(num_virtual_tokens=2)),
+    "adaption": lambda: Peft(peft.AdaptionPromptConfig(adapter_len=3, adapter_layers=2)),
+    "last block": lambda: Full(last_blocks=1),
+}
+
+
+class Held(pl.Callback):
+    """Bytes of blocks' frozen tensors that a process holds between two batches, and how many are gathered."""
+
+    def __init__(self) -> None:
+        self.own, self.whole, self.gathered = 0, 0, 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, FinetuneModule)
+        if pl_module.sharded:
+            assert isinstance(pl_module.sharded, FrozenShards)
+            units = pl_module.sharded._units
+            self.own = sum(unit.own.nbytes for unit in units)
+            self.whole = sum(view.nbytes for unit in units for view in unit._views)
+            self.gathered = sum(unit._whole.untyped_storage().nbytes() for unit in units)
+
+
+def trained(
+    method: str, network: Network, data_path: str, make_trainer: Make, strategy: str, world: int, **options: Any
+) -> dict[str, Any]:
+    """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
+    # over nccl Lightning judges in inference mode, over gloo not: as over nccl
+    utilities._distributed_is_initialized = lambda: False  # type: ignore[attr-defined]
+    module = make_module(METHODS[method](), network, gradient_checkpointing=options.pop("checkpointing", False))
+    accumulate = options.get("accumulate_grad_batches", 1)
+    data, seen, held = make_data(network, data_path, GLOBAL_BATCH // world // accumulate), Seen(), Held()
+    trainer = make_trainer(
+        devices=world,
+        strategy=strategy,
+        max_epochs=2,
+        callbacks=[seen, held, FrozenBase()],
+        limit_val_batches=1.0,
+        num_sanity_val_steps=1,
+        **options,
+    )
+    trainer.fit(module, data)
+    return {
+        **{name: getattr(seen, name) for name in ("losses", "norms", "gradients")},
+        "weights": trained_weights(module),
+        "val_loss": float(trainer.callback_metrics["val_loss"]),
+        "answers": module.tally.answers,
+        "held": (held.own, held.whole, held.gathered),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "world", "options"),
+    [
+        ("lora", 2, {"accumulate_grad_batches": 2, "checkpointing": True, "gradient_clip_val": 0.5}),
+        ("qlora", 2, {}),
+        pytest.param("lora", 4, {}, marks=pytest.mark.slow),
+        pytest.param("qlora", 4, {"checkpointing": True, "precision": "bf16-mixed"}, marks=pytest.mark.slow),
+        *(pytest.param(name, 2, {}, marks=pytest.mark.slow) for name in METHODS if name not in ("lora", "qlora")),
+    ],
+)
+def test_to_the_digit_as_ddp(
+    method: str, world: int, options: dict[str, Any], network: Network, data_path: str, make_trainer: Make
+) -> None:
+    train = partial(trained, method, network, data_path, make_trainer)
+    ddp, fsdp = (on_ranks(world, partial(train, strategy, world, **options)) for strategy in ("ddp", "fsdp"))
+    for there, here in zip(ddp, fsdp, strict=True):
+        assert len(here["losses"]) == 4
+        for name in ("losses", "norms", "val_loss", "answers"):
+            assert here[name] == there[name]
+        for name in ("weights", "gradients"):
+            torch.testing.assert_close(here[name], there[name], rtol=0, atol=0)
+        own, whole, gathered = here["held"]
+        assert not gathered
+        assert whole / world <= own <= 1.01 * whole / world  # filled up
+        assert whole > 10_000
+
+
+def refused(method: Method, change: Callable[[Any], None], network: Network, data_path: str, make_trainer: Make) -> str:
+    """What training says that is refused before its first step."""
+    module = make_module(method, network)
+    module.trainer = make_trainer(strategy="fsdp", max_steps=1)
+    opened = Network.model
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        model = opened(*args, **kwargs)
+        change(model)
+        return model
+
+    Network.model = changed  # type: ignore[method-assign]  # in a process of its own
+    with pytest.raises(UserError) as caught:
+        module.trainer.fit(module, make_data(network, data_path, 1))
+    return str(caught.value)
+
+
+def nothing(network: Any) -> None:
+    pass
+
+
+def hide_the_blocks(network: Any) -> None:
+    network.config.num_hidden_layers = 3
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "says"),
+    [
+        (Full(), nothing, "Full leaves no decoder block's tensor frozen, and these are what it shards"),
+        (LISA(), nothing, "LISA leaves no decoder block's tensor frozen"),
+        (
+            QLoRA(r=2, kind="int8"),
+            nothing,
+            "a base in int8 keeps its weights where they cannot",
+        ),
+        (
+            LoRA(r=2),
+            hide_the_blocks,
+            "a network is sharded by its decoder blocks, and those of Llama",
+        ),
+    ],
+    ids=["nothing frozen", "frozen by turns", "8 bits", "no blocks"],
+)
+def test_what_it_cannot_shard_is_refused(
+    method: Method, change: Callable[[Any], None], says: str, network: Network, data_path: str, make_trainer: Make
+) -> None:
+    said = on_ranks(1, partial(refused, method, change, network, data_path, make_trainer))[0]
+    assert said.startswith(f"trainer.strategy fsdp: {says}")
+
+
+def looked_at(network: Network, share: bool) -> tuple[bool, list[str]]:
+    """Whether a network in shards answers as before; and its blocks' parameters that are there between forwards."""
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+    opened: Any = network.model()
+    if share:
+        first, second = decoder_blocks(opened)
+        second.mlp.up_proj.weight = first.mlp.up_proj.weight
+        second.register_parameter("shared", opened.lm_head.weight)
+    before = opened(torch.tensor([[5, 9, 14]])).logits
+    FrozenShards(opened, {"model.layers.0.mlp.down_proj.weight"}, torch.device("cpu"))
+    names = [name for name, p in decoder_blocks(language_model(opened)).named_parameters() if not p.isnan().all()]
+    after = opened(torch.tensor([[5, 9, 14]])).logits
+    return torch.equal(before, after), names
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_what_is_not_gathered_is_no_number_and_what_several_blocks_have_stays_whole(
+    share: bool, network: Network
+) -> None:
+    same, there = on_ranks(1, partial(looked_at, network, share))[0]
+    assert same
+    assert set(there) == {"0.mlp.down_proj.weight", *(["0.mlp.up_proj.weight", "1.shared"] if share else [])}
