@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -152,7 +153,7 @@ class Network:
             self._check_readable(kind, quantization)
         if quantization:
             options["quantization_config"] = quantization.config()
-        if quantization or (kind != "full" and torch.device(device).type != "cpu"):
+        if quantization or torch.device(device).type != "cpu":
             options["device_map"] = {"": device}
         options["use_safetensors"] = None if self.pickled_weights else True
         model, loading = self._open(AutoModelForCausalLM, "weights", output_loading_info=True, **options)
@@ -287,13 +288,23 @@ def frozen_tensors(network: nn.Module, trained: Collection[str]) -> Iterator[tup
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a quantised weight, its scales too."""
+    """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a quantised weight, its scales too.
+
+    That of their names and digests, which threads take: one alone makes a GB a second of a network's tens of GB.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in tensors:
-        digest.update(name.encode())
-        for part in plain_parts(tensor):
-            digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        for found in threads.map(_named_digest, tensors):
+            digest.update(found)
     return digest.hexdigest()
+
+
+def _named_digest(named: tuple[str, torch.Tensor]) -> bytes:
+    name, tensor = named
+    digest = hashlib.blake2b(name.encode())
+    for part in plain_parts(tensor):
+        digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy())
+    return digest.digest()
 
 
 def language_model(network: nn.Module) -> PreTrainedModel:

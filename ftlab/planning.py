@@ -119,8 +119,8 @@ def ddp(shape: Shape, processes: int) -> Cost:
 
 
 def fsdp(shape: Shape, processes: int, accumulate: int = 1) -> Cost:
-    """The frozen base in shards: each has its part of what is frozen in blocks, and all else. Blocks are gathered in the
-    forward and in the backward pass, of which two are there at a time; gradients are summed once a step.
+    """The frozen base in shards: each has its part of what is frozen in blocks, and all else. Blocks are gathered
+    in the forward and in the backward pass, of which two are there at a time; gradients are summed once a step.
 
     Args:
         shape: Of the network.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from ftlab.cli.experiment import Experiment
 from ftlab.networks import Network
 from ftlab.runs.checkpoint_files import step_of
 from ftlab.runs.code import code, own_code
-from ftlab.runs.files import digest
+from ftlab.runs.files import digests
 from ftlab.runs.machine import environment, hardware, packages
 from ftlab.runs.redaction import redacted
 
 _VERSIONS = ("python", "ftlab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets")
-_READERS = 4
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
@@ -73,5 +71,4 @@ def network_fingerprint(network: Network) -> dict[str, str]:
     if not place.is_dir():
         return {"commit": str(getattr(network.config(), "_commit_hash", None))}
     files = sorted(path for path in place.iterdir() if path.is_file() and not path.name.startswith("."))
-    with ThreadPoolExecutor(_READERS) as pool:
-        return {path.name: found for path, found in zip(files, pool.map(digest, files), strict=True)}
+    return {path.name: found for path, found in zip(files, digests(files), strict=True)}

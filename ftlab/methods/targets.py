@@ -37,7 +37,8 @@ def linear_layers(network: nn.Module) -> list[str]:
 def name_all_linear(config: Any, network: PreTrainedModel) -> None:
     """Writes `all-linear` out as names, for what in peft takes names only. The head is not among them."""
     if config.target_modules == "all-linear":
-        config.target_modules = [name for name in linear_layers(network) if name not in head_names(network)]
+        heads = head_names(network)
+        config.target_modules = [name for name in linear_layers(network) if name not in heads]
 
 
 def keep_tied(config: Any, network: PreTrainedModel) -> None:
@@ -61,7 +62,8 @@ def keep_tied(config: Any, network: PreTrainedModel) -> None:
 
 def head_names(network: PreTrainedModel) -> set[str]:
     """The name of the output layer, in a set; none where the network has none."""
-    return {name for name, module in network.named_modules() if module is network.get_output_embeddings()}
+    head = network.get_output_embeddings()
+    return {name for name, module in network.named_modules() if module is head}
 
 
 def _names_exist(config: peft.PeftConfig, network: nn.Module) -> None:
@@ -96,8 +98,9 @@ def _nothing_tied(config: peft.PeftConfig, network: PreTrainedModel) -> None:
     """An update beside one use of a shared matrix is none of the other: it could never be folded in."""
     if isinstance(config, peft.TrainableTokensConfig):  # rows of it, which peft changes at both ends
         return
+    tied = _tied_names(network)
     for name, _ in _adapted(config, network):
-        if name in _tied_names(network):
+        if name in tied:
             raise UserError(
                 f"method.targets: {name} shares its matrix with the other end of the network (tied embeddings), and "
                 "an update of one is not one of both: leave it out, or train it whole with modules_to_save "
@@ -132,10 +135,10 @@ def _rank_fits(config: peft.PeftConfig, network: PreTrainedModel) -> None:
 
 
 def _adapted(config: peft.PeftConfig, network: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    targets = getattr(config, "target_modules", None)
+    targets, heads = getattr(config, "target_modules", None), head_names(network)
     for name, module in network.named_modules():
         if targets == "all-linear":
-            taken: object = isinstance(module, nn.Linear | Conv1D) and name not in head_names(network)
+            taken: object = isinstance(module, nn.Linear | Conv1D) and name not in heads
         else:
             taken = targets is not None and check_target_module_exists(config, name)
         if taken and not list(module.children()):

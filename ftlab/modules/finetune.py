@@ -18,6 +18,7 @@ from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.modules.devices import distributed, gathered, share_only, summed
+from ftlab.modules.fsdp import FSDPStrategy
 from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_whole_matrices
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
@@ -125,7 +126,8 @@ class FinetuneModule(JudgedModule):
         refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
-        network = self.pretrained.model(quantization, device if quantization else "cpu")
+        in_parts = isinstance(self.trainer.strategy, FSDP2Strategy | FSDPStrategy)  # a device need not hold it whole
+        network = self.pretrained.model(quantization, "cpu" if in_parts and not quantization else device)
         if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         batches = self._batches(device) if self.method.needs_batches else None

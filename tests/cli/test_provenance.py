@@ -21,8 +21,9 @@ def record(run: Path) -> dict[str, Any]:
 
 def test_a_run_tells_where_it_comes_from(finished: Callable[[str], Path], network: Network) -> None:
     said = record(finished("lora"))
-    files = {path.name: hashlib.blake2b(path.read_bytes(), digest_size=8) for path in Path(network.path).iterdir()}
-    assert said["fingerprints"]["network"] == {name: digest.hexdigest() for name, digest in sorted(files.items())}
+    files = {path.name: hashlib.blake2b(path.read_bytes()).digest() for path in Path(network.path).iterdir()}
+    of_digests = {name: hashlib.blake2b(part, digest_size=8).hexdigest() for name, part in sorted(files.items())}
+    assert said["fingerprints"]["network"] == of_digests
     assert {"train", "validation", "test", "rows"} == set(said["fingerprints"]["data"])
     assert said["seeds"] == {"seed_everything": 42, "model": 42, "dropout": 42, "data": 42}
     assert said["ftlab"]["version"] == ftlab.__version__
