@@ -4,13 +4,14 @@
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-#   PART       tests (3 minutes on an H200), memory (4), speed (8), profile (1), in that order; by default all
+#   PART       tests (4 minutes on an H200), memory (4), speed (6), start (1), profile (1), large (3), in that order; by
+#              default all
 # In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
 # a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
 parts=" ${*:5} "
-[ "$parts" != "  " ] || parts=" tests memory speed profile "
+[ "$parts" != "  " ] || parts=" tests memory speed start profile large "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
 small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=14
@@ -91,10 +92,30 @@ if wanted speed; then
   bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
   bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
     --attention flex_attention
-  bench lora_large --network $large --method lora --precision $mixed "${full[@]}"
+fi
+if wanted start; then # where the seconds to the first step go
+  began=$SECONDS
+  $PYTHON -m cProfile -o "$out/start.prof" -m ftlab fit -c experiments/base.yaml -c experiments/method/lora.yaml \
+    --model.network.path "$place/$large" --model.network.dtype "$([ "$mixed" = 32-true ] && echo float32 || echo bfloat16)" \
+    --data.path "$place/long_$length.jsonl" --data.template plain --data.splits.validation 0.0 --data.splits.test 0.0 \
+    --data.batch_size 1 --data.max_length "$length" --data.overflow drop --trainer.precision "$mixed" \
+    --trainer.max_steps 1 --trainer.limit_val_batches 0 --run.root "$place/runs" --run.name start --wandb.mode disabled \
+    >"$out/start.log" 2>&1 || tail -3 "$out/start.log"
+  $PYTHON - "$out/start.prof" >"$out/start.txt" <<'PYTHON'
+import pstats, sys
+stats = pstats.Stats(sys.argv[1]).strip_dirs()
+stats.sort_stats("tottime").print_stats(25)
+stats.sort_stats("cumulative").print_stats(120)
+PYTHON
+  head -40 "$out/start.txt" | cut -c 1-150
+  echo "-- start: $((SECONDS - began)) s"
 fi
 if wanted profile; then
   bench profile --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
     --arms ftlab --profiled
+fi
+if wanted large; then
+  bench lora_large --network $large --method lora --precision $mixed --length "$length" \
+    --data "$place/long_$length.jsonl" --batch-size 4
 fi
 echo "== after $SECONDS s"
