@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ftlab.errors import UserError
+from ftlab.modules.checkpoint_parts import Parts, divide, read
 from ftlab.runs import CheckpointFiles
+
+Agree = Callable[[bool], bool]
 
 
 class WholeCheckpointIO(CheckpointIO):
@@ -45,10 +50,52 @@ class WholeCheckpointIO(CheckpointIO):
         self.wait()
         self.files.check_room(tensor_bytes(checkpoint))
         best = tuple(self.best_steps)
+        self._begin(checkpoint, lambda content: self._write(content, Path(path), best))
+
+    def save_part(self, checkpoint: dict[str, Any], path: str | Path, parts: Parts, number: int, agree: Agree) -> None:
+        """Writes this process's part of `checkpoint`; and the first process all else, when all parts are there, or when
+        its own is where they are written in a thread: a checkpoint that lacks a part is none.
+
+        Args:
+            checkpoint: With its parts of tensors.
+            path: `last.ckpt` or `best.ckpt`, which names the first's file.
+            parts: Of which this is one.
+            number: Of this process.
+            agree: Whether all processes say yes; waits for them.
+
+        Raises:
+            UserError: As `save_checkpoint`; or another process says no.
+        """
+        self.wait()
+        best = tuple(self.best_steps)
+
+        def write(content: dict[str, Any]) -> None:
+            rest, own = divide(content, parts)
+            failed: UserError | None = None
+            try:
+                self.files.check_room(tensor_bytes(own))
+                with self._saying_where(parts.step):
+                    self.files.write_part(parts.kind, parts.step, number, parts.of, lambda file: torch.save(own, file))
+            except UserError as error:
+                failed = error
+            all_there = self._thread is not None or agree(failed is None)
+            if failed:
+                raise failed
+            if not all_there:
+                raise UserError(
+                    f"the checkpoint of step {parts.step} is not whole: another process could not write its part, and "
+                    "says why; the one before stands"
+                )
+            if number == 0:
+                self._write(rest, Path(path), best, parts.of)
+
+        self._begin(checkpoint, write)
+
+    def _begin(self, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         if self._thread is None:
-            self._write(checkpoint, Path(path), best)
+            write(checkpoint)
         else:
-            self._writing = self._thread.submit(self._write, self._copied(checkpoint), Path(path), best)
+            self._writing = self._thread.submit(write, self._copied(checkpoint))
 
     def _copied(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         before, self._buffers = iter(self._buffers), []
@@ -62,24 +109,29 @@ class WholeCheckpointIO(CheckpointIO):
 
         return apply_to_collection(checkpoint, Tensor, copy)
 
-    def _write(self, checkpoint: dict[str, Any], link: Path, best: tuple[int, ...]) -> None:
-        try:
-            step = checkpoint["global_step"]
-            named = link != self.files.best or step == best[0]
-            self.files.write(link.stem, step, lambda file: torch.save(checkpoint, file), named)
+    def _write(self, checkpoint: dict[str, Any], link: Path, best: tuple[int, ...], parts: int = 0) -> None:
+        step = checkpoint["global_step"]
+        named = link != self.files.best or step == best[0]
+        with self._saying_where(step):
+            self.files.write(link.stem, step, lambda file: torch.save(checkpoint, file), named, parts)
             if link == self.files.last:
                 self._best_of_last.append(best)
             self.files.keep({*best, *chain.from_iterable(self._best_of_last)})
+
+    @contextmanager
+    def _saying_where(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # torch says as a RuntimeError what a writer raised
             raise UserError(
-                f"the checkpoint of step {checkpoint['global_step']} could not be written into {self.files.directory} "
+                f"the checkpoint of step {step} could not be written into {self.files.directory} "
                 f"({' '.join(str(error).split())}); the one before stands: make room or mend the disk, and give the "
                 "command again"
             ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: Any = None) -> dict[str, Any]:
         """Tensors and plain values: nothing in a checkpoint is run."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read(Path(path), map_location=map_location or "cpu")
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """`CheckpointFiles.keep` removes them."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 
 import lightning.pytorch as pl
-import torch
 from torch import nn
 
 from ftlab.modules import FinetuneModule
+from ftlab.modules.checkpoint_parts import read
 from ftlab.runs import Run
 
 
@@ -41,7 +41,7 @@ class ModelWriter(pl.Callback):
         assert network is not None
         if self.run.best.is_file():
             device = next(network.parameters()).device
-            checkpoint = torch.load(self.run.best, map_location=device, weights_only=True)
+            checkpoint = read(self.run.best, map_location=device)
             weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
             network.load_state_dict(weights, strict=False)
             module.method.restore(network, checkpoint["ftlab"]["method"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,8 +18,9 @@ from torch.optim import Optimizer
 
 from ftlab.errors import UserError
 from ftlab.methods import Method
+from ftlab.modules.checkpoint_parts import Parts, read
 from ftlab.modules.devices import gathered
-from ftlab.modules.shards import Sharded, gather, own_state, part_of, whole_state, without_gradients
+from ftlab.modules.shards import Sharded, gather, own_state, part_of, parts_of, whole_state, without_gradients
 from ftlab.networks import fingerprint
 
 _LOOK_AT_WEIGHTS = ("begin", "penalty", "after_step", "state")
@@ -51,6 +53,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.before_sharding: list[Callable[[], Any]] = []
         """Are called while every process still has the whole network."""
+        self.saves_parts = False
+        """Whether each process writes its part of a checkpoint, instead of the first one all of it."""
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
@@ -115,8 +119,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     # ---------------------------------------------------------------- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What is trained, whole, in the first process."""
-        return gather(self._trained(), self.is_global_zero)
+        """What is trained, whole, in the first process; or this process's part of it."""
+        return parts_of(self._trained()) if self.saves_parts else gather(self._trained(), self.is_global_zero)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Takes this process's part of each tensor, or all of it where the network is not sharded yet."""
@@ -127,21 +131,26 @@ class FSDP2Strategy(ModelParallelStrategy):
                 parameter.copy_(part_of(tensor, parameter))
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Whole, in the first process."""
+        """Whole, in the first process; or this process's part of it."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return whole_state(plain, self.is_global_zero)
+        return parts_of(plain.state_dict()) if self.saves_parts else whole_state(plain, self.is_global_zero)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         states = zip(checkpoint["optimizer_states"], self.optimizers, strict=True)
-        own = [own_state(state, optimizer) for state, optimizer in states]
+        is_own = checkpoint.get("own_state", False)
+        own = [own_state(state, optimizer, is_own) for state, optimizer in states]
         Strategy.load_optimizer_state_dict(self, {"optimizer_states": own})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        if self.saves_parts:
+            files: Any = self.checkpoint_io
+            parts = Parts(Path(filepath).stem, checkpoint["global_step"], self.world_size)
+            files.save_part(checkpoint, filepath, parts, self.global_rank, lambda said: all(gathered(said)))
+        else:
+            Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        # every process takes its part: what it does not touch is not read into its memory
-        return torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        return read(Path(checkpoint_path), own=(self.global_rank, self.world_size))
 
 
 def policy_for(precision: str) -> MixedPrecisionPolicy:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -153,19 +154,39 @@ def whole_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
     return state | {"state": moments} if keep else {}
 
 
-def own_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """This process's part of what `whole_state` gave, as `optimizer` can load it."""
+def parts_of(content: Any) -> Any:
+    """Nested values with this process's parts of tensors in place of these."""
+    return apply_to_collection(content, DTensor, lambda tensor: tensor.detach().to_local())
+
+
+def own_state(state: dict[str, Any], optimizer: Optimizer, is_own: bool = False) -> dict[str, Any]:
+    """This process's part of what `whole_state` gave, as `optimizer` can load it.
+
+    Args:
+        state: Whole, or this process's part as `parts_of` gave it.
+        optimizer: Over parameters in shards.
+        is_own: Whether it is the part.
+    """
+    cut = _as_part if is_own else part_of
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     by_number = dict(zip(numbers, parameters, strict=True))
     moments = {
         number: {
-            name: part_of(value, by_number[number]) if isinstance(value, Tensor) else value
+            name: cut(value, by_number[number]) if isinstance(value, Tensor) else value
             for name, value in values.items()
         }
         for number, values in state["state"].items()
     }
     return state | {"state": moments}
+
+
+def _as_part(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor of the shape of `like`, as part of that; any other as it is."""
+    if not isinstance(like, DTensor) or tensor.shape != like.to_local().shape:
+        return tensor
+    own = tensor.to(like.device)
+    return DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 class Skeleton:

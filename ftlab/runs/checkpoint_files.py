@@ -5,6 +5,9 @@ checkpoints/
   last-00000110-…                         the one before: taken where the last is damaged
   best-00000100-…
   last.ckpt, best.ckpt                    links to the files that are meant
+
+Of one in parts the first says in its name how many there are, and those lie beside it:
+  last-00000120-….of2.ckpt, last-00000120-….0of2.part, last-00000120-….1of2.part
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from typing import Any, BinaryIO
 from ftlab.errors import UserError
 from ftlab.runs.files import digest, sync_directory, write_whole
 
-_NAME = re.compile(r"(?P<kind>\w+)-(?P<step>\d{8})-(?P<digest>[0-9a-f]{16})\.ckpt")
+_BEGINS = r"(?P<kind>\w+)-(?P<step>\d{8})-(?P<digest>[0-9a-f]{16})"
+_NAME = re.compile(_BEGINS + r"(\.of(?P<of>\d+))?\.ckpt")
+_PART = re.compile(_BEGINS + r"\.(?P<number>\d+)of(?P<of>\d+)\.part")
 ROOM = 1.05
 """Share of its tensors' bytes that must be free for a checkpoint."""
 
@@ -36,7 +41,7 @@ class CheckpointFiles:
         self.last = directory / "last.ckpt"
         self.best = directory / "best.ckpt"
 
-    def write(self, kind: str, step: int, write: Callable[[BinaryIO], Any], named: bool = True) -> Path:
+    def write(self, kind: str, step: int, write: Callable[[BinaryIO], Any], named: bool = True, parts: int = 0) -> Path:
         """Writes a checkpoint.
 
         Args:
@@ -44,14 +49,54 @@ class CheckpointFiles:
             step: Optimiser steps that it has seen.
             write: Is given the open file.
             named: Whether the link of this kind names it from then on.
+            parts: How many parts of it lie beside it.
 
         Returns:
             The path of the file.
         """
-        path = write_whole(self.directory / kind, write, lambda digest: f"{kind}-{step:08d}-{digest}.ckpt")
+        end = f".of{parts}.ckpt" if parts else ".ckpt"
+        path = write_whole(self.directory / kind, write, lambda digest: f"{kind}-{step:08d}-{digest}{end}")
         if named:
             self._point(self.directory / f"{kind}.ckpt", path)
         return path
+
+    def write_part(self, kind: str, step: int, number: int, of: int, write: Callable[[BinaryIO], Any]) -> None:
+        """Writes a part of a checkpoint in place of any that was there, such as of a training that was cut short.
+
+        Args:
+            kind: last or best.
+            step: Optimiser steps that it has seen.
+            number: Of the part, from 0 on.
+            of: How many there are.
+            write: Is given the open file.
+        """
+        end = f".{number}of{of}.part"
+        there = write_whole(self.directory / f"{kind}{end}", write, lambda digest: f"{kind}-{step:08d}-{digest}{end}")
+        for other in self._parts(kind, step, of)[number]:
+            if other != there.resolve():
+                other.unlink(missing_ok=True)
+
+    def parts(self, kind: str, step: int, of: int) -> list[Path]:
+        """The parts of a checkpoint, by number.
+
+        Raises:
+            UserError: One is not there.
+        """
+        found = self._parts(kind, step, of)
+        for number, paths in enumerate(found):
+            if len(paths) != 1:
+                raise UserError(
+                    f"part {number} of {of} of the checkpoint {kind} of step {step} is not in {self.directory}: put it "
+                    "back, or delete the checkpoint to go on from the one before"
+                )
+        return [paths[0] for paths in found]
+
+    def _parts(self, kind: str, step: int, of: int) -> list[list[Path]]:
+        found: list[list[Path]] = [[] for _ in range(of)]
+        for path, part in self._matching(_PART):
+            if (part["kind"], int(part["step"]), int(part["of"])) == (kind, step, of):
+                found[int(part["number"])].append(path)
+        return found
 
     def keep(self, best: Collection[int]) -> None:
         """Removes all but the last, the one before it, what `best.ckpt` names and the best of these steps."""
@@ -60,6 +105,12 @@ class CheckpointFiles:
             match = _NAME.fullmatch(path.name)
             assert match
             if path not in wanted and not (match["kind"] == "best" and int(match["step"]) in best):
+                path.unlink(missing_ok=True)
+        left = {(match["kind"], match["step"], match["of"]) for _, match in self._matching(_NAME)}
+        newest = max((step for _, step, _ in left), default="")
+        for path, part in self._matching(_PART):
+            # other processes may have begun the next
+            if (part["kind"], part["step"], part["of"]) not in left and part["step"] <= newest:
                 path.unlink(missing_ok=True)
 
     def go_on(self, step: int, best: Sequence[int]) -> None:
@@ -146,11 +197,23 @@ class CheckpointFiles:
     def _is_whole(self, path: Path) -> bool:
         """Whether a checkpoint holds what its name tells, or another's: links may have been copied as files."""
         told = _digests(path) or {name for other in self._files() for name in _digests(other)}
-        return path.is_file() and digest(path) in told
+        if not path.is_file() or digest(path) not in told:
+            return False
+        match = _NAME.fullmatch(path.name)
+        if match is None or match["of"] is None:
+            return True
+        parts = self._parts(match["kind"], int(match["step"]), int(match["of"]))
+        return all(len(paths) == 1 and f"-{digest(paths[0])}." in paths[0].name for paths in parts)
 
     def _files(self) -> Iterator[Path]:
+        return (path for path, _ in self._matching(_NAME))
+
+    def _matching(self, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
         if self.directory.is_dir():
-            yield from (path for path in self.directory.resolve().iterdir() if _NAME.fullmatch(path.name))
+            for path in self.directory.resolve().iterdir():
+                match = pattern.fullmatch(path.name)
+                if match:
+                    yield path, match
 
 
 def step_of(path: Path) -> int:

@@ -21,6 +21,8 @@ class CheckpointOptions:
         best_by: The validation metric by which the best are told.
         best_is: Whether lower or higher is better.
         asynchronous: Write in a thread beside training: a step then waits for a copy in memory, not for the disk.
+        in_parts: With trainer.strategy fsdp2, each process writes a file with its part of the tensors, in place of the
+            first one gathering them all. Any number of processes goes on from it likewise.
     """
 
     every_n_steps: int | None = None
@@ -29,6 +31,7 @@ class CheckpointOptions:
     best_by: str = "val_loss"
     best_is: Literal["lowest", "highest"] = "lowest"
     asynchronous: bool = False
+    in_parts: bool = False
 
     def __post_init__(self) -> None:
         for name, value in {"every_n_steps": self.every_n_steps, "best": self.best}.items():

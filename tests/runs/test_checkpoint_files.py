@@ -124,3 +124,39 @@ def test_damaged_ones_that_are_set_aside_push_out_no_whole_one(files: Checkpoint
     assert whole is not None
     assert whole.is_file()
     assert [path.name[:21] for path in sorted(files.directory.glob("damaged-*"))] == ["damaged-last-00000010"]
+
+
+def write_parts(files: CheckpointFiles, step: int, numbers: tuple[int, ...] = (0, 1), content: str = "") -> None:
+    for number in numbers:
+        files.write_part("last", step, number, 2, lambda file: file.write(f"{content} {step}".encode()))
+
+
+def parts(files: CheckpointFiles) -> set[str]:
+    return {path.name.split("-")[1] for path in files.directory.glob("*.part")}
+
+
+def test_parts_go_with_their_checkpoint(files: CheckpointFiles) -> None:
+    for step in (1, 2, 3):
+        write_parts(files, step)
+        files.write("last", step, lambda file: file.write(b"all else"), parts=2)
+        write_parts(files, step + 1, (1,))  # another process is ahead
+        files.keep(best=[])
+        assert parts(files) == {f"{number:08d}" for number in range(max(1, step - 1), step + 2)}
+    with pytest.raises(UserError, match="part 0 of 2 of the checkpoint last of step 4 is not in"):
+        files.parts("last", 4, 2)
+
+
+def test_a_checkpoint_that_lacks_a_part_or_has_a_torn_one_is_damaged(files: CheckpointFiles) -> None:
+    paths = []
+    for step in (1, 2, 3):
+        write_parts(files, step)
+        paths.append(files.write("last", step, lambda file: file.write(b"all else"), parts=2))
+    files.parts("last", 3, 2)[1].write_bytes(b"")
+    files.parts("last", 2, 2)[0].unlink()
+    assert files.to_go_on_from() == (paths[0], [paths[2], paths[1]])
+
+
+def test_a_part_replaces_that_of_a_training_that_was_cut_short(files: CheckpointFiles) -> None:
+    write_parts(files, 5, (1,), "stale")
+    write_parts(files, 5, content="new")
+    assert [path.read_text() for path in files.parts("last", 5, 2)] == ["new 5", "new 5"]
