@@ -4,6 +4,7 @@
     python scripts/benchmark.py data --data FILE … --tokenizer DIR    # with prompt, completion or dialogue, summary
     python scripts/benchmark.py checkpoints                           # see scripts/checkpoint_cost.py
     python scripts/benchmark.py training --network SHAPE|DIR …        # see scripts/training_cost.py
+    python scripts/benchmark.py head                                  # see scripts/head_cost.py
 
 `data` prepares the same rows by ftlab, by TRL's SFTTrainer (`pip install '.[bench]'`) and by `datasets.map` with the
 tokenizer alone; then a second start, ten times the rows with one worker and with two, and packing.
@@ -26,6 +27,7 @@ from typing import Any
 
 from benching import data_module, spread
 from checkpoint_cost import benchmark_checkpoints
+from head_cost import benchmark_head
 from training_cost import ARMS as TRAININGS
 from training_cost import Work, benchmark_training, network_directory
 
@@ -45,6 +47,9 @@ def main() -> None:
     checkpoints = parts.add_parser("checkpoints", help="what checkpoints cost")
     checkpoints.add_argument("--repeats", type=int, default=5)
     checkpoints.add_argument("--json", type=Path, help="file for the figures")
+    head = parts.add_parser("head", help="the loss, from hidden states on")
+    head.add_argument("--repeats", type=int, default=5)
+    head.add_argument("--json", type=Path, help="file for the figures")
     training = parts.add_parser("training", help="a step of training")
     training.add_argument("--network", default=str(ASSETS / "network"), help="directory, or a shape of training_cost")
     training.add_argument("--tokenizer", type=Path, default=ASSETS / "network", help="of a shape")
@@ -64,6 +69,8 @@ def main() -> None:
         network = network_directory(args.network, args.tokenizer, args.place)
         said = {name: getattr(args, name) for name in Work.__dataclass_fields__ if name not in ("network", "data")}
         figures = benchmark_training(Work(str(network), str(args.data.resolve()), **said), args.arms, args.repeats)
+    elif args.part == "head":
+        figures = benchmark_head(args.repeats)
     elif args.part == "checkpoints":
         figures = benchmark_checkpoints(args.repeats)
     elif args.arm:

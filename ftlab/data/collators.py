@@ -28,6 +28,8 @@ class Batch(TypedDict):
     labels: LongTensor  # (batch, length), -100 where nothing is learned; not shifted
     attention_mask: NotRequired[LongTensor]  # (batch, length), 1 on real tokens
     position_ids: NotRequired[LongTensor]  # (batch, length), from 0 in each sample, and in the padding at the end
+    places: LongTensor  # (target_tokens,) in the flattened rows, from which a label is predicted: the one after it
+    targets: LongTensor  # (target_tokens,) these labels
     target_tokens: int  # labels that are predicted: in each sample those from the second position on
     tokens: int  # real tokens, padding not counted
     samples: int  # records
@@ -93,11 +95,14 @@ class PadCollator:
         for place, row in enumerate(rows):
             _lay(row, input_ids[place], labels[place], 0)
             attention_mask[place, : len(row.input_ids)] = 1
+        places, targets = _targets(labels)
         return Batch(
             input_ids=_tensor(input_ids),
             labels=_tensor(labels),
             attention_mask=_tensor(attention_mask),
-            target_tokens=_targets(labels),
+            places=places,
+            targets=targets,
+            target_tokens=len(targets),
             tokens=sum(len(row.input_ids) for row in rows),
             samples=len(rows),
             records=[row.source for row in rows],
@@ -141,11 +146,14 @@ class PackCollator:
                 position_ids[place, start:end] = counting[: end - start]
                 start = end
             position_ids[place, start:] = counting[: shape[1] - start]
+        places, targets = _targets(labels)
         return Batch(
             input_ids=_tensor(input_ids),
             labels=_tensor(labels),
             position_ids=_tensor(position_ids),
-            target_tokens=_targets(labels),
+            places=places,
+            targets=targets,
+            target_tokens=len(targets),
             tokens=sum(sizes),
             samples=sum(map(len, packs)),
             records=[row.source for pack in packs for row in pack],
@@ -193,6 +201,8 @@ def _unlearned(batch: Batch) -> Batch:
     nothing = Batch(
         input_ids=batch["input_ids"],
         labels=torch.full_like(batch["labels"], IGNORED),  # type: ignore[typeddict-item]
+        places=batch["places"][:0],  # type: ignore[typeddict-item]
+        targets=batch["targets"][:0],  # type: ignore[typeddict-item]
         target_tokens=0,
         tokens=0,
         samples=0,
@@ -212,8 +222,11 @@ def _lay(row: Row, input_ids: Matrix, labels: Matrix, start: int) -> None:
         labels[start + first : start + end] = row.input_ids[first:end]
 
 
-def _targets(labels: Matrix) -> int:
-    return int(numpy.count_nonzero(labels[:, 1:] != IGNORED))
+def _targets(labels: Matrix) -> tuple[LongTensor, LongTensor]:
+    """The places from which labels are predicted, and these."""
+    rows, before = numpy.nonzero(labels[:, 1:] != IGNORED)
+    places = rows * labels.shape[1] + before
+    return _tensor(places), _tensor(labels.reshape(-1)[places + 1])
 
 
 def _tensor(matrix: Matrix) -> LongTensor:

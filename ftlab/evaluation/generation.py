@@ -122,7 +122,7 @@ def generate(
     device = next(network.parameters()).device
     input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
     answers: list[list[int]] = [[]] * len(input_ids)
-    with _without_gradients(network), _evaluating(network), _seeded(decoding.seed, device), warnings.catch_warnings():
+    with _without_gradients(network), evaluating(network), _seeded(decoding.seed, device), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Position ids are not supported")  # PEFT's, of prompt tuning: see _calls
         for new_tokens, rows in _calls(network, attention_mask, decoding.max_new_tokens):
             length = int(attention_mask[rows].sum(dim=1).max())
@@ -212,7 +212,7 @@ def _without_gradients(network: nn.Module) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradient checkpointing and without the network's own generation_config.
 
     Each module's attributes are set and set back one by one, because a frozen or adapted network need not be in one

@@ -10,11 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from ftlab.data import FinetuneData
-from ftlab.data.examples import IGNORED
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
 from ftlab.modules.frozen_shards import FrozenShards
+from ftlab.modules.head import Head
 from ftlab.modules.scoring import Tally
 from ftlab.modules.shards import Sharded
 
@@ -35,6 +35,7 @@ class JudgedModule(pl.LightningModule):
         self.sharded: Sharded | FrozenShards | None = None
         """The network as its strategy has sharded it."""
         self.tally = Tally()
+        self._head: Head | None = None
 
     @property
     def data(self) -> FinetuneData:
@@ -51,13 +52,9 @@ class JudgedModule(pl.LightningModule):
         # said here and not in the network's configuration, which is saved with its weights
         names = ("input_ids", "attention_mask", "position_ids")
         inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        logits = self(**inputs).logits[:, -batch["labels"].shape[1] :]  # without a prompt method's virtual tokens
-        return nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            batch["labels"][:, 1:].flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
+        if self._head is None:
+            self._head = Head(self)
+        return self._head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""

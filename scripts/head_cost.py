@@ -1,0 +1,114 @@
+"""Time and memory of the loss, from hidden states on: all logits at once, torch's own fused loss, and ftlab's.
+
+`scripts/benchmark.py head` runs it. Each arm is a process of its own, arms take turns, ratios are within a turn. Extra
+memory is the most that the process ever held beyond what it held with hidden states, matrix and their gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benching import spread
+
+ARMS = ("all logits", "torch", "ftlab")
+CASES = [(2048, 32_000, 512), (2048, 50_257, 512), (1024, 128_256, 512)]
+"""Rows, words, width."""
+_TIMES = 3
+
+
+def benchmark_head(repeats: int) -> dict[str, Any]:
+    """Prints a line for each case, of a frozen matrix and of a trained one, and returns the figures."""
+    print("| rows | words | width | matrix | arm | ms | over all logits | extra MB | over all logits |")
+    print("|---:|---:|---:|---|---|---:|---:|---:|---:|")
+    found: dict[str, Any] = {}
+    for rows, words, width in CASES:
+        for trained in (False, True):
+            turns = [{arm: _run(arm, rows, words, width, trained) for arm in ARMS} for _ in range(repeats)]
+            plain = ARMS[0]
+            if any(abs(turn[arm]["loss"] / turn[plain]["loss"] - 1) > 1e-4 for turn in turns for arm in ARMS):
+                sys.exit(f"losses differ: {turns}")
+            for arm in ARMS:
+                figures = {
+                    "ms": spread([turn[arm]["seconds"] * 1e3 for turn in turns]),
+                    "time": spread([turn[arm]["seconds"] / turn[plain]["seconds"] for turn in turns]),
+                    "MB": spread([turn[arm]["bytes"] / 1e6 for turn in turns]),
+                    "memory": spread([turn[arm]["bytes"] / turn[plain]["bytes"] for turn in turns]),
+                }
+                matrix = "trained" if trained else "frozen"
+                found[f"{rows} {words} {width} {matrix} {arm}"] = figures
+                ms, ratio, size, share = (
+                    f"{middle:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
+                    for (middle, least, most), digits in zip(figures.values(), (0, 2, 0, 2), strict=True)
+                )
+                print(f"| {rows:,} | {words:,} | {width} | {matrix} | {arm} | {ms} | {ratio} | {size} | {share} |")
+    return found
+
+
+def _run(arm: str, rows: int, words: int, width: int, trained: bool) -> dict[str, float]:
+    command = [sys.executable, __file__, arm, str(rows), str(words), str(width), str(int(trained))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _arm(arm: str, rows: int, words: int, width: int, trained: bool) -> dict[str, float]:
+    """Seconds of forward and backward pass, the best of some, and the most bytes beyond those at the start."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layer = nn.Linear(width, words, bias=False).requires_grad_(trained)
+    hidden, targets = torch.randn(rows, width, requires_grad=True), torch.randint(words, (rows,))
+    loss = _loss(arm, layer)
+    hidden.grad = torch.zeros_like(hidden)
+    if trained:
+        layer.weight.grad = torch.zeros_like(layer.weight)
+    for tensor in (hidden.grad, layer.weight.grad):
+        if tensor is not None:
+            tensor.add_(1).zero_()  # touched, so that it is there
+    small = loss(hidden[:8], targets[:8])
+    small.backward()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the most from here on
+    seconds = []
+    for _ in range(_TIMES):
+        began = time.perf_counter()
+        value = loss(hidden, targets)
+        value.backward()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": min(seconds), "bytes": _status("VmHWM") - before, "loss": float(value)}
+
+
+def _loss(arm: str, layer: Any) -> Callable[[Any, Any], Any]:
+    import torch
+    from torch import nn
+
+    def all_logits(hidden: Any, targets: Any) -> Any:
+        return nn.functional.cross_entropy(layer(hidden).float(), targets, reduction="sum")
+
+    def of_torch(hidden: Any, targets: Any) -> Any:
+        options = torch.nn.LinearCrossEntropyOptions()
+        return nn.functional.linear_cross_entropy(hidden, layer.weight, targets, reduction="sum", options=options)
+
+    def ours(hidden: Any, targets: Any) -> Any:
+        from ftlab.modules.head import fused_cross_entropy
+
+        return fused_cross_entropy(layer, layer.parameters(), hidden, targets)
+
+    return {"all logits": all_logits, "torch": of_torch, "ftlab": ours}[arm]
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    name, *numbers = sys.argv[1:]
+    rows, words, width, trained = map(int, numbers)
+    print(json.dumps(_arm(name, rows, words, width, bool(trained))))
