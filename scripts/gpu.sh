@@ -4,14 +4,14 @@
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-#   PART       tests (4 minutes on an H200), memory (4), speed (6), start (1), profile (1), large (3), in that order; by
+#   PART       tests (4 minutes on an H200), memory (4), profile (2), start (1), speed (6), large (3), in that order; by
 #              default all
 # In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
 # a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
 parts=" ${*:5} "
-[ "$parts" != "  " ] || parts=" tests memory speed start profile large "
+[ "$parts" != "  " ] || parts=" tests memory profile start speed large "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
 small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=14
@@ -84,14 +84,11 @@ PYTHON
   wc -l "$out/memory.jsonl"
 fi
 
-if wanted speed; then
-  full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
-  skewed=(--length "$length" --data "$data" --batch-size 8)
-  bench full_small --network $small --method full --precision $pure "${full[@]}"
-  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab
-  bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
-  bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
-    --attention flex_attention
+if wanted profile; then
+  bench profile_lora --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
+    --arms ftlab --profiled
+  bench profile_full --network $small --method full --precision $pure --length "$length" --batch-size 4 \
+    --data "$place/long_$length.jsonl" --arms ftlab --profiled
 fi
 if wanted start; then # where the seconds to the first step go
   began=$SECONDS
@@ -110,9 +107,14 @@ PYTHON
   head -40 "$out/start.txt" | cut -c 1-150
   echo "-- start: $((SECONDS - began)) s"
 fi
-if wanted profile; then
-  bench profile --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
-    --arms ftlab --profiled
+if wanted speed; then
+  full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
+  skewed=(--length "$length" --data "$data" --batch-size 8)
+  bench full_small --network $small --method full --precision $pure "${full[@]}"
+  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab
+  bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
+  bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
+    --attention flex_attention
 fi
 if wanted large; then
   bench lora_large --network $large --method lora --precision $mixed --length "$length" \

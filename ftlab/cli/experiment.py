@@ -29,6 +29,7 @@ from ftlab.callbacks import (
     ModelWriter,
     NonfiniteSteps,
     Preemption,
+    StepProfile,
     Throughput,
     Whereabouts,
 )
@@ -161,6 +162,9 @@ class Experiment(LightningCLI):
         if config["enable_progress_bar"] is not False:
             callbacks.append(ProgressBar())
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
+        if self.config_init["run"].profile:
+            profiled = StepProfile(self.run)
+            config["callbacks"] = [profiled, *config["callbacks"], profiled.last]
         config["plugins"] = _with_slurm(config["plugins"])
         own = [] if isinstance(config["logger"], bool | None) else config["logger"]
         loggers = [self.curves, *(own if isinstance(own, list) else [own])]

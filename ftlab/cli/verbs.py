@@ -22,6 +22,8 @@ from ftlab.runs import files_under, short_hash
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
+    if verb == "fit":
+        arguments = ["--run.profile=true" if word == "--profile" else word for word in arguments]
     submission, arguments = asked_for(verb, arguments)
     if submission:
         return submit(submission, arguments)
@@ -40,7 +42,7 @@ def fit(experiment: Experiment) -> None:
     module.forced = experiment.config.run.resume == "force"
     config, owner = experiment.resolved(), trainer.is_global_zero
     unchanged(run, config)
-    config["run"]["resume"] = "exact"  # or what was forced once would be for ever
+    config["run"] |= {"resume": "exact", "profile": False}  # or what was asked for once would be for ever
     with experiment.preemption, run.claimed(config, owner, module.forced):
         if run.finished_as(config):
             _say(f"{run.directory} has finished; another --run.name repeats it")

@@ -10,7 +10,7 @@ bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
@@ -36,7 +36,7 @@ class Head:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self.network = network
         self._layer: Any = language_model(network).get_output_embeddings()
         self._way: Way | None = None
 
@@ -55,11 +55,13 @@ class Head:
 
     def _by(self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
         if way == "whole":
-            logits = _rows(self._network(**inputs).logits, length, places)
+            logits = _rows(self.network(**inputs).logits, length, places)
         else:
             with self._takes_over(way == "fused", length, places, targets):
-                logits = self._network(**inputs).logits
+                logits = self.network(**inputs).logits
             if way == "fused":
+                if logits.ndim:
+                    raise RuntimeError(f"{type(self.network).__name__} has answered without its output layer")
                 return logits
         return nn.functional.cross_entropy(_wide(logits), targets, reduction="sum")
 
@@ -95,12 +97,13 @@ class Head:
         length = ids.shape[1]
         places, targets = torch.arange(length - 1, device=ids.device), ids[0, 1:]
         ways: tuple[Way, ...] = ("fused", "rows")
-        with torch.no_grad(), evaluating(self._network):  # in which nothing is drawn at random
+        with torch.no_grad(), evaluating(self.network):  # in which nothing is drawn at random
             expected = self._by("whole", few, length, places, targets)
             for way in ways:
-                found = self._by(way, few, length, places, targets)
-                if found.shape == () and torch.allclose(found.to(expected), expected, rtol=1e-3):
-                    return way
+                with suppress(RuntimeError, IndexError, ValueError):  # of what is done to logits of another shape
+                    found = self._by(way, few, length, places, targets)
+                    if torch.allclose(found.to(expected), expected, rtol=1e-3):
+                        return way
         return "whole"
 
 
@@ -115,7 +118,9 @@ def fused_cross_entropy(
         rows: Hidden states, (rows, width).
         targets: Ids, (rows,).
     """
-    return _Fused.apply(head, rows, targets, *(p for p in parameters if p.requires_grad))
+    training = torch.is_grad_enabled()
+    trained = [parameter for parameter in parameters if training and parameter.requires_grad]
+    return _Fused.apply(head, training, rows, targets, *trained)
 
 
 class _Fused(torch.autograd.Function):
@@ -123,11 +128,15 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, *parameters: Tensor
+        ctx: Any,
+        head: Callable[[Tensor], Tensor],
+        training: bool,
+        rows: Tensor,
+        targets: Tensor,
+        *parameters: Tensor,
     ) -> Tensor:
-        wanted = [parameter for parameter, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True) if needed]
-        with_gradients = ctx.needs_input_grad[1] or bool(wanted)
-        sums: list[Tensor | None] = [None] * len(wanted)
+        with_gradients = training and (rows.requires_grad or bool(parameters))
+        sums: list[Tensor | None] = [None] * len(parameters)
         of_rows, losses = [], []
         step = max(_ROWS, _LOGITS // max(1, _width(head, rows)))
         for some, ids in zip(rows.split(step), targets.split(step), strict=True):
@@ -142,18 +151,12 @@ class _Fused(torch.autograd.Function):
                 continue
             softmax = scores.sub_(normal).exp_()  # in the logits themselves, where these are wide: no layer needs them
             softmax.scatter_(-1, chosen, softmax.gather(-1, chosen) - 1)
-            gradient, *own = torch.autograd.grad(logits, [part, *wanted], softmax.to(logits.dtype), allow_unused=True)
-            of_rows.append(gradient)
-            sums = [_added(total, one) for total, one in zip(sums, own, strict=True)]
+            gradients = torch.autograd.grad(logits, [part, *parameters], softmax.to(logits.dtype), allow_unused=True)
+            of_rows.append(gradients[0])
+            sums = [_added(total, one) for total, one in zip(sums, gradients[1:], strict=True)]
         if with_gradients:
-            by_parameter = iter(sums)
-            ctx.gradients = (
-                torch.cat(of_rows),
-                [
-                    _narrowed(next(by_parameter), parameter) if needed else None
-                    for parameter, needed in zip(parameters, ctx.needs_input_grad[3:], strict=True)
-                ],
-            )
+            narrow = [_narrowed(total, parameter) for total, parameter in zip(sums, parameters, strict=True)]
+            ctx.gradients = torch.cat(of_rows), narrow
         return torch.stack(losses).sum()
 
     @staticmethod
@@ -161,7 +164,7 @@ class _Fused(torch.autograd.Function):
         (scale,) = upstream
         of_rows, of_parameters = ctx.gradients
         ctx.gradients = None  # they are scaled in place: once
-        return None, of_rows.mul_(scale), None, *(g if g is None else g.mul_(scale) for g in of_parameters)
+        return None, None, of_rows.mul_(scale), None, *(g if g is None else g.mul_(scale) for g in of_parameters)
 
 
 def _rows(values: Tensor, length: int, places: Tensor) -> Tensor:

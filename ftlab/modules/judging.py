@@ -52,8 +52,9 @@ class JudgedModule(pl.LightningModule):
         # said here and not in the network's configuration, which is saved with its weights
         names = ("input_ids", "attention_mask", "position_ids")
         inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        if self._head is None:
-            self._head = Head(self)
+        assert self.network is not None
+        if self._head is None or self._head.network is not self.network:  # an export is scored in the place of its run
+            self._head = Head(self.network)
         return self._head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:

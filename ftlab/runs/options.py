@@ -77,6 +77,8 @@ class RunOptions:
             again: with exit code 75, at SIGINT with 130. A second SIGINT ends at once.
         grace_seconds: Seconds from such a signal until the process is killed, where that is known: what cannot be
             saved in time is said.
+        profile: Say where the time of a step goes, of four steps after the first four, and write a trace into
+            `profile/`; `ftlab fit --profile` for short.
     """
 
     root: str = "runs"
@@ -86,6 +88,7 @@ class RunOptions:
     checkpoints: CheckpointOptions = field(default_factory=CheckpointOptions)
     signals: list[str] = field(default_factory=lambda: ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
     grace_seconds: float | None = None
+    profile: bool = False
 
     def __post_init__(self) -> None:
         for key, name in {"experiment": self.experiment, "name": self.name}.items():

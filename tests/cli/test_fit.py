@@ -13,6 +13,7 @@ import torch
 import yaml
 from forked import Forked
 from safetensors.torch import load_file
+from tiny_experiment import curves
 
 from ftlab.modules import FinetuneModule
 
@@ -98,6 +99,18 @@ def test_another_name_repeats_the_run_to_the_byte(
     for weights in (run / "model").glob("*.safetensors"):
         assert (again / "model" / weights.name).read_bytes() == weights.read_bytes()
     assert json.loads((again / "scores.json").read_text()) == json.loads((run / "scores.json").read_text())
+
+
+def test_a_profiled_run_is_the_same_and_does_not_ask_for_it_again(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    six = ("fit", "-c", "tiny.yaml", "--trainer.max_steps", "6", "--run.name")
+    assert ftlab(*six, "plain").code == 0
+    answer = ftlab(*six, "profiled", "--profile")
+    assert answer.code == 0, answer.err
+    plain, run = (workplace / "runs" / "tiny" / name for name in ("plain", "profiled"))
+    assert answer.out == (run / "profile" / "summary.txt").read_text()
+    assert answer.out.startswith("a step of 2 profiled: ")
+    assert yaml.safe_load((run / "config.yaml").read_text())["run"]["profile"] is False
+    assert curves(run) == curves(plain)
 
 
 def test_the_name_of_another_run_is_refused(finished: Callable[[str], Path], refused: Callable[..., str]) -> None:

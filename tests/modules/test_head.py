@@ -127,8 +127,9 @@ def test_loss_and_gradients_are_those_of_all_logits(name: str) -> None:
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if name == "4 bits" else {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(loss, expected, **tolerance)
     torch.testing.assert_close(ours, theirs, **tolerance)
-    with torch.no_grad():
-        torch.testing.assert_close(by_head.summed_loss(inputs, LENGTH, places, targets), expected, **tolerance)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            torch.testing.assert_close(by_head.summed_loss(inputs, LENGTH, places, targets), expected, **tolerance)
     assert "forward" not in vars(by_head._layer)  # as it was
 
 
