@@ -118,6 +118,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._io.wait()  # the best weights are read next
+        if self.options.in_parts:  # of which other processes' threads may still be writing theirs
+            trainer.strategy.barrier()
 
     def save_last(self, trainer: pl.Trainer) -> None:
         """Writes `last` now; to be called by all processes, where an optimiser step has ended."""
