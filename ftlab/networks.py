@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -290,12 +291,15 @@ def frozen_tensors(network: nn.Module, trained: Collection[str]) -> Iterator[tup
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a quantised weight, its scales too.
 
-    That of their names and digests, which threads take: one alone makes a GB a second of a network's tens of GB.
+    That of their names and digests, which threads take: one alone makes a GB a second of a network's tens of GB. A few
+    tensors are copied to the CPU at a time.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        for found in threads.map(_named_digest, tensors):
-            digest.update(found)
+    digest, waiting = hashlib.blake2b(digest_size=8), iter(tensors)
+    threads = min(8, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(waiting, threads)):
+            for found in pool.map(_named_digest, some):
+                digest.update(found)
     return digest.hexdigest()
 
 

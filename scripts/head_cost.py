@@ -17,6 +17,7 @@ from typing import Any
 from benching import spread
 
 ARMS = ("all logits", "torch", "ftlab")
+"""Of torch from 2.13 on."""
 CASES = [(2048, 32_000, 512), (2048, 50_257, 512)]
 """Rows, words, width."""
 _TIMES = 2

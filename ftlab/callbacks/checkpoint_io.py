@@ -50,11 +50,13 @@ class WholeCheckpointIO(CheckpointIO):
         self.wait()
         self.files.check_room(tensor_bytes(checkpoint))
         best = tuple(self.best_steps)
-        self._begin(checkpoint, lambda content: self._write(content, Path(path), best))
+        if self._thread is None:
+            self._write(checkpoint, Path(path), best)
+        else:
+            self._writing = self._thread.submit(self._write, self._copied(checkpoint), Path(path), best)
 
     def save_part(self, checkpoint: dict[str, Any], path: str | Path, parts: Parts, number: int, agree: Agree) -> None:
-        """Writes this process's part of `checkpoint`; and the first process all else, when all parts are there, or when
-        its own is where they are written in a thread: a checkpoint that lacks a part is none.
+        """Writes this process's part of `checkpoint`, then the first process all else: one that lacks a part is none.
 
         Args:
             checkpoint: With its parts of tensors.
@@ -64,38 +66,26 @@ class WholeCheckpointIO(CheckpointIO):
             agree: Whether all processes say yes; waits for them.
 
         Raises:
-            UserError: As `save_checkpoint`; or another process says no.
+            UserError: As `save_checkpoint`; or another process could not write its part.
         """
-        self.wait()
-        best = tuple(self.best_steps)
-
-        def write(content: dict[str, Any]) -> None:
-            rest, own = divide(content, parts)
-            failed: UserError | None = None
-            try:
-                self.files.check_room(tensor_bytes(own))
-                with self._saying_where(parts.step):
-                    self.files.write_part(parts.kind, parts.step, number, parts.of, lambda file: torch.save(own, file))
-            except UserError as error:
-                failed = error
-            all_there = self._thread is not None or agree(failed is None)
-            if failed:
-                raise failed
-            if not all_there:
-                raise UserError(
-                    f"the checkpoint of step {parts.step} is not whole: another process could not write its part, and "
-                    "says why; the one before stands"
-                )
-            if number == 0:
-                self._write(rest, Path(path), best, parts.of)
-
-        self._begin(checkpoint, write)
-
-    def _begin(self, checkpoint: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
-        if self._thread is None:
-            write(checkpoint)
-        else:
-            self._writing = self._thread.submit(write, self._copied(checkpoint))
+        rest, own = divide(checkpoint, parts)
+        failed: UserError | None = None
+        try:
+            self.files.check_room(tensor_bytes(own) * parts.of)  # others write theirs
+            with self._saying_where(parts.step):
+                self.files.write_part(parts.kind, parts.step, number, parts.of, lambda file: torch.save(own, file))
+        except UserError as error:
+            failed = error
+        all_there = agree(failed is None)
+        if failed:
+            raise failed
+        if not all_there:
+            raise UserError(
+                f"the checkpoint of step {parts.step} is not whole: another process could not write its part, and says "
+                "why; the one before stands"
+            )
+        if number == 0:
+            self._write(rest, Path(path), tuple(self.best_steps), parts.of)
 
     def _copied(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
         before, self._buffers = iter(self._buffers), []

@@ -118,7 +118,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._io.wait()  # the best weights are read next
-        if self.options.in_parts:  # of which other processes' threads may still be writing theirs
+        if self.options.in_parts:  # of which the first process may still be writing its own
             trainer.strategy.barrier()
 
     def save_last(self, trainer: pl.Trainer) -> None:

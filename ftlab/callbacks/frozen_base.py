@@ -70,7 +70,7 @@ class FrozenBase(pl.Callback):
             tensors = module.sharded.parts({name.removeprefix("network.") for name in trained})
         else:
             tensors = frozen_tensors(module, trained)
-        return f"{module.device.type} {fingerprint(tensors)}"
+        return f"{module.trainer.strategy.root_device.type} {fingerprint(tensors)}"
 
     def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.run is None:

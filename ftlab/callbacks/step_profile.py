@@ -70,6 +70,13 @@ class StepProfile(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         self._spend("step")
 
+    def on_validation_start(self, *_: Any) -> None:
+        self._spend("hooks")
+
+    def on_validation_end(self, *_: Any) -> None:
+        if self._since:  # validation is no part of a step
+            self._since = time.perf_counter()
+
     def end(self, trainer: pl.Trainer) -> None:
         """Is called after all other callbacks."""
         self._spend("hooks")

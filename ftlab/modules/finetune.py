@@ -203,6 +203,7 @@ class FinetuneModule(JudgedModule):
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
                 refuse_leaky_packs(self.network, self.pretrained)
+        self.try_head()
         follow_schedule(*self._optimizer_and_scheduler())
         self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:

@@ -101,10 +101,14 @@ class FrozenShards:
         for unit in self._units:
             unit.release()
 
-    def put_away(self) -> None:
-        """Leaves tensors of no values in the place of the frozen ones until the next forward."""
+    def put_away(self, until_used: bool = False) -> None:
+        """Leaves tensors that take no room in the place of the frozen ones.
+
+        Args:
+            until_used: On this process's device, where the network is used next; else on the CPU.
+        """
         for unit in self._units:
-            unit.put_away()
+            unit.put_away(until_used)
 
     # ---------------------------------------------------------------- judging, saving
 
@@ -117,7 +121,7 @@ class FrozenShards:
         processes. The next forward puts blocks into shards again."""
         for unit in self._units:
             unit.gather()
-            copies = [parameter.data.cpu().clone() for parameter in unit.parameters] if keep else []
+            copies = [p.data.to("cpu", copy=True) for p in unit.parameters] if keep else []
             unit.release()
             for parameter, copy in zip(unit.parameters, copies, strict=keep):
                 parameter.data = copy
@@ -152,7 +156,7 @@ class _Unit:
             self._whole[start : start + p.nbytes].view(p.dtype).view(p.shape)
             for p, start in zip(parameters, starts, strict=True)
         ]
-        self._absent = [_nothing(view) for view in self._views]
+        self._absent = [_nothing(view, device) for view in self._views]
         self._there = True
         self._work: Any = None
         self.release()
@@ -183,20 +187,22 @@ class _Unit:
             self._put(self._absent)
             self._whole.untyped_storage().resize_(0)
 
-    def put_away(self) -> None:
-        """Has the parameters take no room wherever they are brought."""
-        self.release()
-        self._put([view.new_empty(0) for view in self._absent])
+    def put_away(self, until_used: bool) -> None:
+        """See `FrozenShards`. Waits for nothing: another process may have ended in the middle of it."""
+        pending, self._work, self._there, self.in_backward = self._work, None, False, False
+        self._put(self._absent if until_used else [_nothing(absent, torch.device("cpu")) for absent in self._absent])
+        if pending is None:
+            self._whole.untyped_storage().resize_(0)
 
     def _put(self, tensors: list[Tensor]) -> None:
         for parameter, tensor in zip(self.parameters, tensors, strict=True):
             parameter.data = tensor
 
 
-def _nothing(like: Tensor) -> Tensor:
+def _nothing(like: Tensor, device: torch.device) -> Tensor:
     """A tensor of this shape and type that takes no room, and of which something computed is seen to be wrong."""
     value = math.nan if like.is_floating_point() else 0
-    return torch.full((1,), value, dtype=like.dtype, device=like.device).expand(like.shape)
+    return torch.full((1,), value, dtype=like.dtype, device=device).expand(like.shape)
 
 
 def _with_gradients(values: Any) -> list[Tensor]:

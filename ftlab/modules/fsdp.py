@@ -52,6 +52,8 @@ class FSDPStrategy(DDPStrategy):
                     f"trainer.strategy fsdp: {type(module.method).__name__} leaves no decoder block's tensor frozen, "
                     "and these are what it shards: take fsdp2"
                 )
+        else:
+            module.sharded.put_away(until_used=True)
         super().model_to_device()
 
     def post_backward(self, closure_loss: Tensor) -> None:

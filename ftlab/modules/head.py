@@ -11,18 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ftlab.evaluation.generation import evaluating
+from ftlab.modules.devices import gathered
+from ftlab.modules.shards import without_gradients
 from ftlab.networks import language_model
 
-_LOGITS, _ROWS = 2**24, 256
+_LOGITS, _ROWS = 2**23, 256
 """Logits at a time; but of so many rows at least, or the head's matrix would be read too often."""
 
+_TOKENS = 8
+"""By which the ways are told."""
+
 Way = Literal["fused", "rows", "whole"]
+_WAYS: tuple[Way, ...] = get_args(Way)
+
+
+class _AnsweredOtherwise(Exception):  # noqa: N818  (no error while ways are tried)
+    """The network has not answered with what its output layer gave."""
 
 
 class Head:
@@ -38,7 +48,7 @@ class Head:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self._layer: Any = language_model(network).get_output_embeddings()
-        self._way: Way | None = None
+        self.way: Way | None = None
 
     def summed_loss(self, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats, summed.
@@ -49,62 +59,72 @@ class Head:
             places: From which a target is predicted, in the flattened rows, (targets,).
             targets: The ids, (targets,).
         """
-        if self._way is None:
-            self._way = self._found(inputs)
-        return self._by(self._way, inputs, length, places, targets)
+        if self.way is None:
+            self.try_ways(places.device)
+        assert self.way is not None
+        return self._by(self.way, inputs, length, places, targets)
+
+    def try_ways(self, device: torch.device) -> None:
+        """Finds the way; to be called by all processes, whose network may be in shards. Nothing is drawn at random.
+
+        Args:
+            device: Of the network.
+        """
+        self.way = max(gathered(self._found(device)), key=_WAYS.index)
 
     def _by(self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
         if way == "whole":
             logits = _rows(self.network(**inputs).logits, length, places)
         else:
-            with self._takes_over(way == "fused", length, places, targets):
+            with self._takes_over(way == "fused", length, places, targets) as answers:
                 logits = self.network(**inputs).logits
             if way == "fused":
-                if logits.ndim:
-                    raise RuntimeError(f"{type(self.network).__name__} has answered without its output layer")
+                if not answers or logits is not answers[-1]:
+                    raise _AnsweredOtherwise
                 return logits
         return nn.functional.cross_entropy(_wide(logits), targets, reduction="sum")
 
     @contextmanager
-    def _takes_over(self, fused: bool, length: int, places: Tensor, targets: Tensor) -> Iterator[None]:
+    def _takes_over(self, fused: bool, length: int, places: Tensor, targets: Tensor) -> Iterator[list[Tensor]]:
+        """Has the output layer take rows alone; gives what it answers with."""
         layer, before = self._layer, vars(self._layer).get("forward")
-        forward = layer.forward
+        forward, answers = layer.forward, []
 
         def of_rows(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             def head(rows: Tensor) -> Tensor:
                 return forward(rows, *args, **kwargs)
 
             rows = _rows(hidden, length, places)
-            if not fused:
-                return head(rows)
-            return fused_cross_entropy(head, layer.parameters(), rows, targets)
+            answers.append(fused_cross_entropy(head, layer.parameters(), rows, targets) if fused else head(rows))
+            return answers[-1]
 
         layer.forward = of_rows
         try:
-            yield
+            yield answers
         finally:
             if before is None:
                 del layer.forward
             else:
                 layer.forward = before
 
-    def _found(self, inputs: dict[str, Any]) -> Way:
-        """The first way that comes to the same as the network's own logits."""
+    def _found(self, device: torch.device) -> Way:
+        """The first way that comes to the same as the network's own logits. All are tried: processes in shards compute
+        the same number of times."""
         if self._layer is None:
             return "whole"
-        ids = inputs["input_ids"][:1, :8]
-        few = {**inputs, **{name: value[:1, :8] for name, value in inputs.items() if isinstance(value, Tensor)}}
-        length = ids.shape[1]
-        places, targets = torch.arange(length - 1, device=ids.device), ids[0, 1:]
-        ways: tuple[Way, ...] = ("fused", "rows")
-        with torch.no_grad(), evaluating(self.network):  # in which nothing is drawn at random
-            expected = self._by("whole", few, length, places, targets)
-            for way in ways:
-                with suppress(RuntimeError, IndexError, ValueError):  # of what is done to logits of another shape
-                    found = self._by(way, few, length, places, targets)
-                    if torch.allclose(found.to(expected), expected, rtol=1e-3):
-                        return way
-        return "whole"
+        ids = torch.arange(_TOKENS, device=device)[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        places, targets = ids[0, :-1], ids[0, 1:]
+        found: list[Way] = []
+        with without_gradients(), evaluating(self.network):
+            expected = self._by("whole", inputs, _TOKENS, places, targets)
+            for way in _WAYS[:-1]:
+                # the last three from what is done to logits of another shape
+                with suppress(_AnsweredOtherwise, RuntimeError, IndexError, ValueError):
+                    loss = self._by(way, inputs, _TOKENS, places, targets)
+                    if torch.allclose(loss.to(expected), expected, rtol=1e-2):
+                        found.append(way)
+        return found[0] if found else "whole"
 
 
 def fused_cross_entropy(
@@ -137,19 +157,24 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         with_gradients = training and (rows.requires_grad or bool(parameters))
         sums: list[Tensor | None] = [None] * len(parameters)
-        of_rows, losses = [], []
-        step = max(_ROWS, _LOGITS // max(1, _width(head, rows)))
-        for some, ids in zip(rows.split(step), targets.split(step), strict=True):
+        of_rows: list[Tensor] = []
+        losses: list[Tensor] = []
+        start, step = 0, _ROWS
+        while start < len(rows) or not losses:
+            some, ids = rows[start : start + step], targets[start : start + step]
+            start += step
             with torch.set_grad_enabled(with_gradients):
                 part = some.detach().requires_grad_(with_gradients)
                 logits = head(part)
+            step = max(_ROWS, _LOGITS // max(1, logits.shape[-1]))
             scores = _wide(logits.detach())
             normal = scores.logsumexp(-1, keepdim=True)
             chosen = ids[:, None]
             losses.append((normal - scores.gather(-1, chosen)).sum())
             if not with_gradients:
                 continue
-            softmax = scores.sub_(normal).exp_()  # in the logits themselves, where these are wide: no layer needs them
+            # not in the logits themselves: a layer may need what it gave for its gradient
+            softmax = (scores - normal if scores.data_ptr() == logits.data_ptr() else scores.sub_(normal)).exp_()
             softmax.scatter_(-1, chosen, softmax.gather(-1, chosen) - 1)
             gradients = torch.autograd.grad(logits, [part, *parameters], softmax.to(logits.dtype), allow_unused=True)
             of_rows.append(gradients[0])
@@ -170,11 +195,6 @@ class _Fused(torch.autograd.Function):
 def _rows(values: Tensor, length: int, places: Tensor) -> Tensor:
     """Of values of rows, (batch, any number of virtual tokens + length, width), those at `places`."""
     return values[:, -length:].flatten(0, 1).index_select(0, places)
-
-
-def _width(head: Callable[[Tensor], Tensor], rows: Tensor) -> int:
-    with torch.no_grad():
-        return head(rows.detach()[:0]).shape[-1]
 
 
 def _wide(logits: Tensor) -> Tensor:

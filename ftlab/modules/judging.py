@@ -47,15 +47,34 @@ class JudgedModule(pl.LightningModule):
         assert self.network is not None
         return self.network(**inputs)
 
+    @property
+    def head(self) -> Head:
+        """The output layer, by way of which the loss is computed."""
+        assert self.network is not None
+        if self._head is None or self._head.network is not self.network:  # an export is scored in the place of its run
+            self._head = Head(self.network)
+        return self._head
+
+    def try_head(self) -> None:
+        """Finds by which way the loss is computed, where that is not known yet; to be called by all processes."""
+        if self.head.way is None:
+            with self.trainer.precision_plugin.forward_context():
+                self.head.try_ways(self.trainer.strategy.root_device)
+
+    def on_validation_start(self) -> None:
+        """Tries the head: later on processes may have no batch at a time."""
+        self.try_head()
+
+    def on_test_start(self) -> None:
+        """As in validation."""
+        self.try_head()
+
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
         # said here and not in the network's configuration, which is saved with its weights
         names = ("input_ids", "attention_mask", "position_ids")
         inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        assert self.network is not None
-        if self._head is None or self._head.network is not self.network:  # an export is scored in the place of its run
-            self._head = Head(self.network)
-        return self._head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
+        return self.head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""

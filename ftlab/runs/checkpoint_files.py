@@ -109,8 +109,8 @@ class CheckpointFiles:
         left = {(match["kind"], match["step"], match["of"]) for _, match in self._matching(_NAME)}
         newest = max((step for _, step, _ in left), default="")
         for path, part in self._matching(_PART):
-            # other processes may have begun the next
-            if (part["kind"], part["step"], part["of"]) not in left and part["step"] <= newest:
+            # other processes may have begun the next, of this step, too
+            if (part["kind"], part["step"], part["of"]) not in left and part["step"] < newest:
                 path.unlink(missing_ok=True)
 
     def go_on(self, step: int, best: Sequence[int]) -> None:

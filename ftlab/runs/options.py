@@ -37,6 +37,8 @@ class CheckpointOptions:
         for name, value in {"every_n_steps": self.every_n_steps, "best": self.best}.items():
             if value is not None and value < 1:
                 raise UserError(f"run.checkpoints.{name} is {value}: give a number from 1 on")
+        if self.asynchronous and self.in_parts:
+            raise UserError("run.checkpoints: in_parts is not asynchronous, as all parts must be there: give one")
         if self.every_n_minutes is not None and not self.every_n_minutes > 0:
             raise UserError(f"run.checkpoints.every_n_minutes is {self.every_n_minutes}: give more than 0")
 

@@ -1,4 +1,4 @@
-"""`--trainer.strategy fsdp2` from the command line, in processes of its own."""
+"""`--trainer.strategy fsdp2` and `fsdp` from the command line, in processes of its own."""
 
 import json
 import signal
@@ -31,9 +31,10 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-def test_a_run_in_shards_is_that_of_one_process(workplace: Path) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp"])
+def test_a_run_in_shards_is_that_of_one_process(strategy: str, workplace: Path) -> None:
     fit = ["fit", "-c", "tiny.yaml", "--run.name"]
-    assert on_ranks(2, partial(main, [*fit, "shards", *TWO])) == [0, 0]
+    assert on_ranks(2, partial(main, [*fit, "shards", *TWO, "--trainer.strategy", strategy])) == [0, 0]
     assert on_ranks(1, partial(main, [*fit, "alone"])) == [0]
     shards, alone = Path("runs/tiny/shards"), Path("runs/tiny/alone")
     ours, theirs = (load_file(run / "model/adapter_model.safetensors") for run in (shards, alone))
@@ -41,7 +42,8 @@ def test_a_run_in_shards_is_that_of_one_process(workplace: Path) -> None:
     assert len(curves(shards)) == len(curves(alone)) == 1 + 4
     ours, theirs = (json.loads((run / "provenance.json").read_text()) for run in (shards, alone))
     assert ours["frozen_base"] == theirs["frozen_base"]
-    assert ours["cost"]["trainable_parameters"] == theirs["cost"]["trainable_parameters"]
+    for count in ("parameters", "trainable_parameters"):
+        assert ours["cost"][count] == theirs["cost"][count]
     assert on_ranks(1, partial(main, ["generate", str(shards), "--prompt", "Zeno asks"])) == [0]
 
 

@@ -192,9 +192,7 @@ def test_any_number_of_processes_and_any_strategy_goes_on(
 def test_each_process_writes_its_part_and_one_that_is_torn_is_passed_over(
     network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
-    """Asynchronously, too; of full fine-tuning, which goes on from a part flipped."""
-    run = Run(tmp_path / "run")
-    kept = replace(IN_PARTS, asynchronous=True)
+    run, kept = Run(tmp_path / "run"), IN_PARTS
     work = partial(part_of_a_run, network, data_path, make_trainer, run, method=Full())
     ended = on_ranks(2, partial(work, world=2, kept=kept))[0]
     assert ended is not None
@@ -221,6 +219,11 @@ def test_each_process_writes_its_part_and_one_that_is_torn_is_passed_over(
     next(run.checkpoints.directory.glob("last-00000006-*.1of2.part")).unlink()
     with pytest.raises(UserError, match=r"part 1 of 2 of the checkpoint last of step 6 is not in"):
         read(run.last)
+
+
+def test_parts_are_not_written_in_a_thread() -> None:
+    with pytest.raises(UserError, match=r"run.checkpoints: in_parts is not asynchronous"):
+        replace(IN_PARTS, asynchronous=True)
 
 
 def no_room(network: Network, data_path: str, make_trainer: Make, place: Path) -> str:

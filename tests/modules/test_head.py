@@ -123,7 +123,7 @@ def test_loss_and_gradients_are_those_of_all_logits(name: str) -> None:
     loss = by_head.summed_loss(inputs, LENGTH, places, targets)
     (3 * loss).backward()
     ours = gradients(network)
-    assert by_head._way == way
+    assert by_head.way == way
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if name == "4 bits" else {"rtol": 1e-9, "atol": 1e-12}
     torch.testing.assert_close(loss, expected, **tolerance)
     torch.testing.assert_close(ours, theirs, **tolerance)
@@ -131,6 +131,27 @@ def test_loss_and_gradients_are_those_of_all_logits(name: str) -> None:
         with without():
             torch.testing.assert_close(by_head.summed_loss(inputs, LENGTH, places, targets), expected, **tolerance)
     assert "forward" not in vars(by_head._layer)  # as it was
+
+
+class Bounded(nn.Linear):
+    """An output layer whose gradient needs what it gave."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return 3 * super().forward(rows).tanh()
+
+
+def test_a_layer_may_need_what_it_gave() -> None:
+    torch.manual_seed(0)
+    network, (inputs, places, targets) = llama(), batch()
+    inputs.pop("labels")
+    bounded = Bounded(16, 50, bias=False)
+    bounded.weight = network.lm_head.weight
+    network.lm_head = bounded
+    logits = network(**inputs).logits.flatten(0, 1)[places]
+    nn.functional.cross_entropy(logits, targets, reduction="sum").backward()
+    theirs = gradients(network)
+    Head(network).summed_loss(inputs, LENGTH, places, targets).backward()
+    torch.testing.assert_close(gradients(network), theirs)
 
 
 class Doubtful(LlamaForCausalLM):
@@ -150,7 +171,7 @@ def test_what_is_not_known_by_its_parts_is_computed_whole() -> None:
     loss = by_head.summed_loss(inputs, LENGTH, places, targets)
     logits = network(**inputs).logits.flatten(0, 1)[places]
     torch.testing.assert_close(loss, nn.functional.cross_entropy(logits, targets, reduction="sum"))
-    assert by_head._way == "whole"
+    assert by_head.way == "whole"
 
 
 def test_the_head_sees_rows_with_a_target_alone_some_at_a_time() -> None:
@@ -189,7 +210,7 @@ def test_dropout_beside_it_is_drawn_once_a_row_and_trying_draws_nothing() -> Non
     first = Head(network).summed_loss(inputs, LENGTH, places, targets)
     torch.manual_seed(3)
     by_head = Head(network)
-    by_head._way = "fused"
+    by_head.way = "fused"
     assert by_head.summed_loss(inputs, LENGTH, places, targets) == first
 
 
