@@ -21,7 +21,7 @@ from ftlab.modules.devices import gathered
 from ftlab.modules.shards import without_gradients
 from ftlab.networks import language_model
 
-_LOGITS, _ROWS = 2**23, 256
+_LOGITS, _ROWS = 3 * 2**22, 256
 """Logits at a time; but of so many rows at least, or the head's matrix would be read too often."""
 
 _TOKENS = 8
