@@ -174,6 +174,23 @@ def test_what_is_not_known_by_its_parts_is_computed_whole() -> None:
     assert by_head.way == "whole"
 
 
+def test_a_hook_that_changes_logits_later_is_heeded() -> None:
+    torch.manual_seed(0)
+    network, (inputs, places, targets) = llama(), batch()
+    inputs.pop("labels")
+    by_head = Head(network)
+    before = by_head.summed_loss(inputs, LENGTH, places, targets)
+
+    def sharpen(module: nn.Module, args: Any, output: Any) -> None:
+        output.logits = 2 * output.logits
+
+    network.register_forward_hook(sharpen)
+    after = by_head.summed_loss(inputs, LENGTH, places, targets)
+    logits = network(**inputs).logits.flatten(0, 1)[places]
+    torch.testing.assert_close(after, nn.functional.cross_entropy(logits, targets, reduction="sum"))
+    assert after != before
+
+
 def test_the_head_sees_rows_with_a_target_alone_some_at_a_time() -> None:
     network, (inputs, places, targets) = llama(), batch()
     inputs.pop("labels")
