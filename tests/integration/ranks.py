@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import signal
 import socket
 import tempfile
@@ -27,9 +29,7 @@ def on_ranks(world_size: int, work: Callable[[], Any]) -> list[Any]:
     Raises:
         AssertionError: One of them failed, with what it said, or did not end.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = _free_port()
     with tempfile.TemporaryDirectory() as place:
         answers = [Path(place) / str(rank) for rank in range(world_size)]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
@@ -49,6 +49,15 @@ def on_ranks(world_size: int, work: Callable[[], Any]) -> list[Any]:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         return [pickle.loads(answer.read_bytes()) for answer in answers]
+
+
+def _free_port() -> str:
+    """A free one, below those that the system gives to connections, of which one could take it until it is bound."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)  # whatever a test has seeded
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def _forked(environment: dict[str, str], work: Callable[[], Any], answer: Path) -> int:
