@@ -32,7 +32,7 @@ def benchmark_head(repeats: int) -> dict[str, Any]:
         for trained in (False, True):
             turns = [{arm: _run(arm, rows, words, width, trained) for arm in ARMS} for _ in range(repeats)]
             plain = ARMS[0]
-            if any(abs(turn[arm]["loss"] / turn[plain]["loss"] - 1) > 1e-4 for turn in turns for arm in ARMS):
+            if not all(abs(turn[arm]["loss"] / turn[plain]["loss"] - 1) <= 1e-4 for turn in turns for arm in ARMS):
                 sys.exit(f"losses differ: {turns}")
             for arm in ARMS:
                 figures = {

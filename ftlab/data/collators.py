@@ -201,8 +201,8 @@ def _unlearned(batch: Batch) -> Batch:
     nothing = Batch(
         input_ids=batch["input_ids"],
         labels=torch.full_like(batch["labels"], IGNORED),  # type: ignore[typeddict-item]
-        places=batch["places"][:0],  # type: ignore[typeddict-item]
-        targets=batch["targets"][:0],  # type: ignore[typeddict-item]
+        places=_tensor(_filled((0,), 0)),
+        targets=_tensor(_filled((0,), 0)),
         target_tokens=0,
         tokens=0,
         samples=0,
@@ -211,7 +211,7 @@ def _unlearned(batch: Batch) -> Batch:
     return batch | nothing
 
 
-def _filled(shape: tuple[int, int], value: int) -> Matrix:
+def _filled(shape: tuple[int, ...], value: int) -> Matrix:
     return numpy.full(shape, value, dtype=numpy.int64)
 
 

@@ -10,12 +10,9 @@ import lightning.pytorch as pl
 import peft
 import pytest
 import torch
-from lightning.pytorch.loops import utilities
 from ranks import on_ranks
-from trainings import make_data, make_module, trained_weights
-from watching import Seen
+from trainings import make_data, make_module, train_and_judge
 
-from ftlab.callbacks import FrozenBase
 from ftlab.errors import UserError
 from ftlab.methods import LISA, AdaLoRA, Full, LoRA, Method, Peft, QLoRA
 from ftlab.modules import FinetuneModule
@@ -24,8 +21,6 @@ from ftlab.networks import Network, Quantization, decoder_blocks, language_model
 
 Make = Callable[..., Any]
 
-GLOBAL_BATCH = 8
-"""Of 15 records: the last global batch has seven, and one process of several a record less than the others."""
 SOME = ["q_proj", "v_proj", "down_proj"]
 METHODS: dict[str, Callable[[], Method]] = {
     "lora": lambda: LoRA(r=3, dropout=0.1),
@@ -64,35 +59,15 @@ class Held(pl.Callback):
 def trained(
     method: str, network: Network, data_path: str, make_trainer: Make, strategy: str, world: int, **options: Any
 ) -> dict[str, Any]:
-    """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
-    # over nccl Lightning judges in inference mode, over gloo not: as over nccl
-    utilities._distributed_is_initialized = lambda: False  # type: ignore[attr-defined]
-    module = make_module(METHODS[method](), network, gradient_checkpointing=options.pop("checkpointing", False))
-    accumulate = options.get("accumulate_grad_batches", 1)
-    data, seen, held = make_data(network, data_path, GLOBAL_BATCH // world // accumulate), Seen(), Held()
-    trainer = make_trainer(
-        devices=world,
-        strategy=strategy,
-        max_epochs=2,
-        callbacks=[seen, held, FrozenBase()],
-        limit_val_batches=1.0,
-        num_sanity_val_steps=1,
-        **options,
-    )
-    trainer.fit(module, data)
-    return {
-        **{name: getattr(seen, name) for name in ("losses", "norms", "gradients")},
-        "weights": trained_weights(module),
-        "val_loss": float(trainer.callback_metrics["val_loss"]),
-        "answers": module.tally.answers,
-        "held": (held.own, held.whole, held.gathered),
-    }
+    held = Held()
+    found = train_and_judge(METHODS[method](), network, data_path, make_trainer, strategy, world, [held], **options)
+    return found | {"held": (held.own, held.whole, held.gathered)}
 
 
 @pytest.mark.parametrize(
     ("method", "world", "options"),
     [
-        ("lora", 2, {"accumulate_grad_batches": 2, "checkpointing": True, "gradient_clip_val": 0.5}),
+        ("lora", 2, {"accumulate": 2, "checkpointing": True, "gradient_clip_val": 0.5}),
         ("qlora", 2, {}),
         pytest.param("lora", 4, {}, marks=pytest.mark.slow),
         pytest.param("qlora", 4, {"checkpointing": True, "precision": "bf16-mixed"}, marks=pytest.mark.slow),

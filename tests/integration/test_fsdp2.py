@@ -12,11 +12,10 @@ import lightning.pytorch as pl
 import peft
 import pytest
 import torch
-from lightning.pytorch.loops import utilities
 from ranks import on_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from trainings import METHODS, adamw, make_data, make_module, trained_weights
+from trainings import METHODS, adamw, make_data, make_module, train_and_judge, trained_weights
 from watching import Collectives, Seen
 
 from ftlab.callbacks import Checkpoints, FrozenBase, Preemption
@@ -26,9 +25,6 @@ from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions
 
 Make = Callable[..., Any]
-
-GLOBAL_BATCH = 8
-"""Of 15 records: the last global batch has seven, and one process of several a record less than the others."""
 
 
 class Parts(pl.Callback):
@@ -46,31 +42,11 @@ class Parts(pl.Callback):
 
 
 def trained(
-    method: str, network: Network, data_path: str, make_trainer: Make, world: int, accumulate: int = 1, **options: Any
+    method: str, network: Network, data_path: str, make_trainer: Make, world: int, **options: Any
 ) -> dict[str, Any]:
-    """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
-    # over nccl Lightning judges in inference mode, over gloo not: as over nccl
-    utilities._distributed_is_initialized = lambda: False  # type: ignore[attr-defined]
-    module = make_module(METHODS[method](), network, gradient_checkpointing=options.pop("checkpointing", False))
-    data, seen, parts = make_data(network, data_path, GLOBAL_BATCH // world // accumulate), Seen(), Parts()
-    trainer = make_trainer(
-        devices=world,
-        strategy="fsdp2" if world > 1 else "auto",
-        accumulate_grad_batches=accumulate,
-        max_epochs=2,
-        callbacks=[seen, parts, FrozenBase()],
-        limit_val_batches=1.0,
-        num_sanity_val_steps=1,
-        **options,
-    )
-    trainer.fit(module, data)
-    return {
-        **{name: getattr(seen, name) for name in ("losses", "norms", "gradients")},
-        **{name: getattr(parts, name) for name in ("rows", "bytes")},
-        "weights": trained_weights(module),
-        "val_loss": float(trainer.callback_metrics["val_loss"]),
-        "answers": module.tally.answers,
-    }
+    parts, strategy = Parts(), "fsdp2" if world > 1 else "auto"
+    found = train_and_judge(METHODS[method](), network, data_path, make_trainer, strategy, world, [parts], **options)
+    return found | {"rows": parts.rows, "bytes": parts.bytes}
 
 
 IN_PARTS = {"accumulate": 2, "checkpointing": True}

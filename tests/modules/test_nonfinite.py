@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +106,7 @@ def test_training_ends_before_the_step(
     assert found.step == trainer.global_step + 1
     assert name in found.records
     assert found.records == [name] or layout == "pack"  # whose micro-batch is a pack of several
-    assert re.match(rf"training has diverged: at step {found.step} the loss is (nan|inf)", str(refusal.value))
+    assert str(refusal.value).startswith(f"training has diverged: at step {found.step} the loss is nan")
     assert f"on the records {', '.join(found.records)}; training ends before this step" in str(refusal.value)
     names = watch.weights[trainer.global_step]
     assert same({n: p for n, p in module.named_parameters() if n in names}, names)
