@@ -21,7 +21,7 @@ from watching import Collectives
 from ftlab.data import FinetuneData
 from ftlab.methods import Full, LoRA, Method
 from ftlab.modules import Constant, FinetuneModule
-from ftlab.modules.frozen_shards import FrozenShards
+from ftlab.modules.sharding.frozen import FrozenShards
 from ftlab.networks import Network
 from ftlab.planning import Cost, Shape, Weights, ddp, fsdp, fsdp2
 

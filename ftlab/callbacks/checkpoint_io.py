@@ -16,7 +16,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ftlab.errors import UserError
-from ftlab.modules.checkpoint_parts import Parts, divide, read
+from ftlab.modules.sharding.checkpoint_parts import Parts, divide, read
 from ftlab.runs import CheckpointFiles
 
 Agree = Callable[[bool], bool]

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import nn
 
 from ftlab.modules import FinetuneModule
-from ftlab.modules.checkpoint_parts import read
+from ftlab.modules.sharding.checkpoint_parts import read
 from ftlab.runs import Run
 
 

@@ -18,8 +18,6 @@ from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.modules.devices import distributed, gathered, share_only, summed
-from ftlab.modules.fsdp import FSDPStrategy
-from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_whole_matrices
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness
 from ftlab.modules.optimizers import mark_hidden
@@ -40,7 +38,9 @@ from ftlab.modules.resuming import (
     take_own_optimizer,
 )
 from ftlab.modules.schedules import Cosine, Schedule
-from ftlab.modules.shards import whole
+from ftlab.modules.sharding.fsdp import FSDPStrategy
+from ftlab.modules.sharding.fsdp2 import FSDP2Strategy, refuse_whole_matrices
+from ftlab.modules.sharding.tensors import whole
 from ftlab.modules.steps import data_parallel_size, total_steps
 from ftlab.networks import Network
 

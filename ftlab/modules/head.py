@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ftlab.errors import out_of_memory
 from ftlab.evaluation.generation import evaluating
 from ftlab.modules.devices import gathered
-from ftlab.modules.shards import without_gradients
+from ftlab.modules.sharding.lockstep import without_gradients
 from ftlab.networks import language_model
 
 _LOGITS, _ROWS = 3 * 2**22, 256

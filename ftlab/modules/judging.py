@@ -13,10 +13,10 @@ from ftlab.data import FinetuneData
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
-from ftlab.modules.frozen_shards import FrozenShards
 from ftlab.modules.head import Head
 from ftlab.modules.scoring import Tally
-from ftlab.modules.shards import Sharded
+from ftlab.modules.sharding.frozen import FrozenShards
+from ftlab.modules.sharding.network import Sharded
 
 
 class JudgedModule(pl.LightningModule):

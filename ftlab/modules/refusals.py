@@ -10,9 +10,9 @@ from ftlab.data.layout import FLASH
 from ftlab.errors import UserError, one_line, out_of_memory
 from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
-from ftlab.modules.fsdp import FSDPStrategy, refuse_in_frozen_shards
-from ftlab.modules.fsdp2 import FSDP2Strategy, refuse_in_shards
 from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.sharding.fsdp import FSDPStrategy, refuse_in_frozen_shards
+from ftlab.modules.sharding.fsdp2 import FSDP2Strategy, refuse_in_shards
 from ftlab.networks import Network
 
 

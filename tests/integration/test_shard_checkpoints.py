@@ -23,7 +23,7 @@ from ftlab.callbacks import Checkpoints, FrozenBase, ModelWriter, Preemption
 from ftlab.callbacks.checkpoint_io import tensor_bytes
 from ftlab.errors import Preempted, UserError
 from ftlab.methods import Full, LoRA, Method, QLoRA
-from ftlab.modules.checkpoint_parts import PARTED, read
+from ftlab.modules.sharding.checkpoint_parts import PARTED, read
 from ftlab.networks import Network
 from ftlab.runs import CheckpointOptions, Run, RunOptions
 from ftlab.runs.checkpoint_files import step_of

@@ -16,7 +16,7 @@ from ftlab.data import FinetuneData
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Full, LoRA, Method
 from ftlab.modules import Constant, FinetuneModule
-from ftlab.modules.shards import whole
+from ftlab.modules.sharding.tensors import whole
 from ftlab.networks import Network
 
 METHODS: dict[str, Callable[[], Method]] = {"full": Full, "lora": lambda: LoRA(r=3, dropout=0.0)}

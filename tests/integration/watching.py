@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from ftlab.modules.shards import whole
+from ftlab.modules.sharding.tensors import whole
 
 
 class Seen(pl.Callback):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftlab.errors import UserError
 from ftlab.methods import Method
-from ftlab.modules.frozen_shards import FrozenShards
+from ftlab.modules.sharding.frozen import FrozenShards
 
 _BASES = ("full", "nf4", "fp4")
 
@@ -21,7 +21,7 @@ class FSDPStrategy(DDPStrategy):
 
     So a base of 4 bits fits where it is larger than a device, and training is to the digit what it is with DDP: the
     same sums of gradients, checkpoints, optimisers, precision. Lightning's own strategy of this name would wrap the
-    module in torch's FSDP1; see `ftlab.modules.frozen_shards` for why not.
+    module in torch's FSDP1; see `ftlab.modules.sharding.frozen` for why not.
 
     Args:
         kwargs: As DDPStrategy takes them.

@@ -1,7 +1,7 @@
 """A network in shards: every process keeps a part of each tensor, and sees a block whole while it computes it.
 
 At torch's level (`fully_shard`, FSDP2: Zhao et al. 2023, arXiv 2304.11277, rewritten over DTensor); of Lightning
-`ftlab.modules.fsdp2` knows.
+`ftlab.modules.sharding.fsdp2` knows.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Optimizer
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError
+from ftlab.modules.sharding.lockstep import Lockstep
+from ftlab.modules.sharding.tensors import gather
 from ftlab.networks import decoder_blocks, frozen_tensors, language_model
 
 
@@ -117,78 +115,6 @@ def _refuse_hooks_on_gradients(network: nn.Module) -> None:
             )
 
 
-# -------------------------------------------------------------------- whole tensors and their parts
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process has a part; any other as it is. To be called by all processes."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of `tensor`, which all have whole, cut as `like` is. Nothing crosses between processes."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
-        return tensor
-    mine = tensor.to(like.device)
-    return distribute_tensor(mine, like.device_mesh, like.placements, src_data_rank=None)
-
-
-def gather(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The tensors whole, on the CPU, one after the other; nothing where not `keep`. To be called by all processes."""
-    found = {}
-    for name, tensor in tensors.items():
-        full = whole(tensor.detach())
-        if keep:
-            found[name] = full.cpu()
-    return found
-
-
-def whole_state(optimizer: Optimizer, keep: bool) -> dict[str, Any]:
-    """The optimiser's state as a single process would have it, on the CPU; nothing where not `keep`. To be called by
-    all processes."""
-    state = optimizer.state_dict()
-    moments: dict[Any, dict[str, Any]] = {}
-    for number, values in state["state"].items():
-        tensors = gather({name: value for name, value in values.items() if isinstance(value, Tensor)}, keep)
-        moments[number] = {name: tensors.get(name, value) for name, value in values.items()}
-    return state | {"state": moments} if keep else {}
-
-
-def parts_of(content: Any) -> Any:
-    """Nested values with this process's parts of tensors in place of these."""
-    return apply_to_collection(content, DTensor, lambda tensor: tensor.detach().to_local())
-
-
-def own_state(state: dict[str, Any], optimizer: Optimizer, is_own: bool = False) -> dict[str, Any]:
-    """This process's part of what `whole_state` gave, as `optimizer` can load it.
-
-    Args:
-        state: Whole, or this process's part as `parts_of` gave it.
-        optimizer: Over parameters in shards.
-        is_own: Whether it is the part.
-    """
-    cut = _as_part if is_own else part_of
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    by_number = dict(zip(numbers, parameters, strict=True))
-    moments = {
-        number: {
-            name: cut(value, by_number[number]) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        for number, values in state["state"].items()
-    }
-    return state | {"state": moments}
-
-
-def _as_part(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor of the shape of `like`, as part of that; any other as it is."""
-    if not isinstance(like, DTensor) or tensor.shape != like.to_local().shape:
-        return tensor
-    own = tensor.to(like.device)
-    return DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-
-
 class Skeleton:
     """A network's modules without its parameters, so that there is something to put these into when they are gathered:
     a sharded network cannot be copied, and only the first process has use for a whole one.
@@ -215,53 +141,6 @@ class Skeleton:
         for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(theirs)
         return self.network.train(network.training)
-
-
-@contextmanager
-def without_gradients() -> Iterator[None]:
-    """As torch.no_grad, within inference mode too: torch keeps the tensors into which it gathers a block, and those of
-    inference mode cannot be trained."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-class Lockstep:
-    """Has all processes take part in every forward without gradients: a block is gathered from all of them.
-
-    Each process judges records of its own, more or less of them, and generates answers of other lengths. One that has
-    nothing left goes on with a token of its own until all are through: see `finish`. Before each such forward they tell
-    each other whether they have something left. In training all have the same number of batches.
-
-    Args:
-        network: In shards.
-        device: By way of which they tell each other.
-    """
-
-    def __init__(self, network: nn.Module, device: torch.device) -> None:
-        self._model: Any = language_model(network)
-        self._device = device
-        self._waiting = False
-        self._model.register_forward_pre_hook(self._before_forward, prepend=True)
-
-    def _before_forward(self, *_: Any) -> None:
-        if not torch.is_grad_enabled() and not self._waiting:
-            self._someone(works=True)
-
-    def _someone(self, works: bool) -> bool:
-        working = torch.tensor([float(works)], device=self._device)
-        dist.all_reduce(working)
-        return bool(working.item())
-
-    def finish(self) -> None:
-        """Goes along until all processes are here."""
-        token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
-        self._waiting = True
-        try:
-            with without_gradients():
-                while self._someone(works=False):
-                    self._model(input_ids=token, use_cache=False)
-        finally:
-            self._waiting = False
 
 
 def _refuse_inference_mode(*_: Any) -> None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_leaves
 
-from ftlab.modules.shards import Lockstep, blocks_of, used_by_several
+from ftlab.modules.sharding.lockstep import Lockstep
+from ftlab.modules.sharding.network import blocks_of, used_by_several
 from ftlab.networks import frozen_tensors, language_model, plain_parts
 
 _ALIGNED = 16

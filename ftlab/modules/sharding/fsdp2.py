@@ -18,9 +18,11 @@ from torch.optim import Optimizer
 
 from ftlab.errors import UserError
 from ftlab.methods import Method
-from ftlab.modules.checkpoint_parts import Parts, read
 from ftlab.modules.devices import gathered
-from ftlab.modules.shards import Sharded, gather, own_state, part_of, parts_of, whole_state, without_gradients
+from ftlab.modules.sharding.checkpoint_parts import Parts, read
+from ftlab.modules.sharding.lockstep import without_gradients
+from ftlab.modules.sharding.network import Sharded
+from ftlab.modules.sharding.tensors import gather, own_state, part_of, parts_of, whole_state
 from ftlab.networks import fingerprint
 
 _LOOK_AT_WEIGHTS = ("begin", "penalty", "after_step", "state")
