@@ -122,11 +122,15 @@ def fsdp(shape: Shape, processes: int, accumulate: int = 1) -> Cost:
     """The frozen base in shards: each has its part of what is frozen in blocks, and all else. Blocks are gathered
     in the forward and in the backward pass, of which two are there at a time; gradients are summed once a step.
 
+    Where nothing is frozen in blocks, it is `fsdp2`.
+
     Args:
         shape: Of the network.
         processes: How many there are.
         accumulate: Micro-batches of an optimiser step.
     """
+    if not shape.frozen_in_blocks:
+        return fsdp2(shape, processes, accumulate)
     alike, parts = ddp(shape, processes), shape.frozen_in_blocks
     return replace(
         alike,

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ftlab.callbacks.checkpoint_io import WholeCheckpointIO
 from ftlab.callbacks.restarts import as_if_evaluation_began, begin_the_next_epoch, validation_is_due
 from ftlab.errors import UserError
-from ftlab.modules import FinetuneModule, FSDP2Strategy
+from ftlab.modules import FinetuneModule, FSDPStrategy
 from ftlab.runs import CheckpointOptions, Run
 
 
@@ -40,12 +40,12 @@ class Checkpoints(Checkpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         trainer.strategy.checkpoint_io = self._io
         if self.options.in_parts:
-            if not isinstance(trainer.strategy, FSDP2Strategy):
+            if not isinstance(trainer.strategy, FSDPStrategy):
                 raise UserError(
-                    "run.checkpoints.in_parts: with trainer.strategy fsdp2 alone have processes parts of what is "
-                    "trained: leave it out"
+                    "run.checkpoints.in_parts: with trainer.strategy fsdp2 or fsdp alone have processes parts of what "
+                    "is trained: leave it out"
                 )
-            trainer.strategy.saves_parts = True
+            trainer.strategy.saves_parts = True  # which fsdp refuses where it shards something else
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": dict(self.best)}

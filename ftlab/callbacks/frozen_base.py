@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
-from ftlab.modules import FinetuneModule, FSDP2Strategy, FSDPStrategy
+from ftlab.modules import FinetuneModule, FSDPStrategy
 from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
@@ -28,7 +28,7 @@ class FrozenBase(pl.Callback):
         self._whole = ""  # of a network in shards, before it was: `digest` is then of this process's
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if isinstance(trainer.strategy, FSDP2Strategy | FSDPStrategy):
+        if isinstance(trainer.strategy, FSDPStrategy):
             trainer.strategy.before_sharding.append(lambda: self._note_whole(pl_module))
 
     def _note_whole(self, module: pl.LightningModule) -> None:

@@ -2,7 +2,6 @@
 
 from ftlab.modules.finetune import FinetuneModule
 from ftlab.modules.schedules import Constant, Cosine, Linear, Schedule
-from ftlab.modules.sharding.fsdp import FSDPStrategy
-from ftlab.modules.sharding.fsdp2 import FSDP2Strategy
+from ftlab.modules.sharding.fsdp import FSDP2Strategy, FSDPStrategy
 
 __all__ = ["Constant", "Cosine", "FSDP2Strategy", "FSDPStrategy", "FinetuneModule", "Linear", "Schedule"]

@@ -39,7 +39,8 @@ from ftlab.modules.resuming import (
 )
 from ftlab.modules.schedules import Cosine, Schedule
 from ftlab.modules.sharding.fsdp import FSDPStrategy
-from ftlab.modules.sharding.fsdp2 import FSDP2Strategy, refuse_whole_matrices
+from ftlab.modules.sharding.network import Sharded
+from ftlab.modules.sharding.refusals import refuse_whole_matrices
 from ftlab.modules.sharding.tensors import whole
 from ftlab.modules.steps import data_parallel_size, total_steps
 from ftlab.networks import Network
@@ -126,7 +127,7 @@ class FinetuneModule(JudgedModule):
         refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
-        in_parts = isinstance(self.trainer.strategy, FSDP2Strategy | FSDPStrategy)  # a device need not hold it whole
+        in_parts = isinstance(self.trainer.strategy, FSDPStrategy)  # a device need not hold it whole
         network = self.pretrained.model(quantization, "cpu" if in_parts and not quantization else device)
         if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -155,8 +156,8 @@ class FinetuneModule(JudgedModule):
         assert self.network is not None
         mark_hidden(self.network)
         optimizer = self.optimizer_over(self.method.param_groups(self.network))
-        if isinstance(self.trainer.strategy, FSDP2Strategy):
-            refuse_whole_matrices(optimizer)
+        if isinstance(self.sharded, Sharded):
+            refuse_whole_matrices(optimizer, self.sharded.strategy)
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         self._optimizer_asked = asked_of(optimizer)

@@ -11,8 +11,8 @@ from ftlab.errors import UserError, one_line, out_of_memory
 from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
 from ftlab.modules.isolation import attention_is_isolated
-from ftlab.modules.sharding.fsdp import FSDPStrategy, refuse_in_frozen_shards
-from ftlab.modules.sharding.fsdp2 import FSDP2Strategy, refuse_in_shards
+from ftlab.modules.sharding.fsdp import FSDP2Strategy, FSDPStrategy
+from ftlab.modules.sharding.refusals import refuse_in_frozen_shards, refuse_in_shards
 from ftlab.networks import Network
 
 
@@ -24,7 +24,7 @@ def refuse_strategy(strategy: Strategy, method: Method, pretrained: Network) -> 
     """
     kind = pretrained.base_kind(method.quantization)
     if isinstance(strategy, FSDP2Strategy):
-        refuse_in_shards(method, kind)
+        refuse_in_shards(method, kind, strategy.strategy_name)
     elif isinstance(strategy, FSDPStrategy):
         refuse_in_frozen_shards(method, kind)
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):

@@ -21,8 +21,9 @@ class CheckpointOptions:
         best_by: The validation metric by which the best are told.
         best_is: Whether lower or higher is better.
         asynchronous: Write in a thread beside training: a step then waits for a copy in memory, not for the disk.
-        in_parts: With trainer.strategy fsdp2, each process writes a file with its part of the tensors, in place of the
-            first one gathering them all. Any number of processes goes on from it likewise.
+        in_parts: With trainer.strategy fsdp2, and with fsdp where a method leaves nothing frozen, each process writes a
+            file with its part of the tensors, in place of the first one gathering them all. Any number of processes
+            goes on from it likewise.
     """
 
     every_n_steps: int | None = None

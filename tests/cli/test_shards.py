@@ -31,25 +31,40 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp"])
-def test_a_run_in_shards_is_that_of_one_process(strategy: str, workplace: Path) -> None:
-    fit = ["fit", "-c", "tiny.yaml", "--run.name"]
+WHOLE = ["--model.method", "Full"]
+ALL = "weights, gradients and moments"
+FROZEN = "frozen tensors of decoder blocks"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method", "what"), [("fsdp2", [], ALL), ("fsdp", [], FROZEN), ("fsdp", WHOLE, ALL)]
+)
+def test_a_run_in_shards_is_that_of_one_process(
+    strategy: str, method: list[str], what: str, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", "-c", "tiny.yaml", *method, "--run.name"]
     assert on_ranks(2, partial(main, [*fit, "shards", *TWO, "--trainer.strategy", strategy])) == [0, 0]
+    assert capfd.readouterr().err.count(f"trainer.strategy {strategy}: {what} in shards") == 1
     assert on_ranks(1, partial(main, [*fit, "alone"])) == [0]
     shards, alone = Path("runs/tiny/shards"), Path("runs/tiny/alone")
-    ours, theirs = (load_file(run / "model/adapter_model.safetensors") for run in (shards, alone))
+    weights = "model/model.safetensors" if method else "model/adapter_model.safetensors"
+    ours, theirs = (load_file(run / weights) for run in (shards, alone))
     assert_close(ours, theirs, rtol=1e-3, atol=1e-5)  # sums of float32 in another order
     assert len(curves(shards)) == len(curves(alone)) == 1 + 4
     ours, theirs = (json.loads((run / "provenance.json").read_text()) for run in (shards, alone))
     assert ours["frozen_base"] == theirs["frozen_base"]
+    assert (ours["cost"]["in_shards"], theirs["cost"].get("in_shards")) == (what, None)
     for count in ("parameters", "trainable_parameters"):
         assert ours["cost"][count] == theirs["cost"][count]
     assert on_ranks(1, partial(main, ["generate", str(shards), "--prompt", "Zeno asks"])) == [0]
 
 
 @pytest.mark.resume
-def test_told_to_stop_it_goes_on_to_the_bit_and_is_judged(workplace: Path) -> None:
-    many = ["--trainer.max_steps", "24", "--run.checkpoints.every_n_steps", "1", "--model.method.dropout", "0.2"]
+@pytest.mark.parametrize(
+    "method", [["--model.method.dropout", "0.2"], [*WHOLE, "--trainer.strategy", "fsdp"]], ids=["fsdp2", "fsdp full"]
+)
+def test_told_to_stop_it_goes_on_to_the_bit_and_is_judged(method: list[str], workplace: Path) -> None:
+    many = [*method, "--trainer.max_steps", "24", "--run.checkpoints.every_n_steps", "1"]
     many += ["--trainer.val_check_interval", "7"]
     run = Path("runs/tiny/stopped")
     process = begin("fit", run.name, *many)

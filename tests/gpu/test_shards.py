@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 
 TOP = Path(ftlab.__file__).resolve().parent.parent
 ASSETS = TOP / "ftlab" / "assets"
-METHODS = ["full", "lora"]
+METHODS = [("full", "fsdp2"), ("lora", "fsdp2"), ("full", "fsdp")]  # of which all is in shards
 DEVICES = min(2, max(1, torch.cuda.device_count()))
 BATCH = 16 if torch.cuda.is_available() else 2
 
@@ -43,7 +43,7 @@ def command(verb: str, method: str, root: Path, *options: str) -> None:
     assert code == 0, said
 
 
-def shards(precision: str = "bf16-mixed", strategy: str = "fsdp2") -> list[str]:
+def shards(precision: str, strategy: str) -> list[str]:
     return [
         *("--trainer.strategy", strategy, "--trainer.devices", str(DEVICES), "--trainer.precision", precision),
         *("--data.batch_size", str(BATCH // DEVICES)),
@@ -58,20 +58,20 @@ def losses(root: Path, method: str) -> list[float]:
         return [float(row["train_loss"]) for row in csv.DictReader(file) if row["train_loss"]]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_trains_as_one_process_does_goes_on_and_is_judged(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "strategy"), METHODS)
+def test_trains_as_one_process_does_goes_on_and_is_judged(method: str, strategy: str, tmp_path: Path) -> None:
     command("fit", method, tmp_path / "alone", *ALONE, "--trainer.max_steps", "20")
     whole, parts, bfloat16 = (tmp_path / name for name in ("whole", "parts", "bfloat16"))
-    command("fit", method, whole, *shards("32-true"), "--trainer.max_steps", "20")
+    command("fit", method, whole, *shards("32-true", strategy), "--trainer.max_steps", "20")
     assert losses(whole, method) == pytest.approx(losses(tmp_path / "alone", method), rel=1e-3)
     for steps in ("10", "20"):  # a later end is the same run
         constant = ["--model.schedule", "ftlab.modules.Constant", "--trainer.max_steps", steps]
-        command("fit", method, parts, *shards("32-true"), *constant)
-    command("fit", method, bfloat16, *shards(), "--trainer.max_steps", "20")
+        command("fit", method, parts, *shards("32-true", strategy), *constant)
+    command("fit", method, bfloat16, *shards("bf16-mixed", strategy), "--trainer.max_steps", "20")
     # later steps follow what was rounded before
     assert losses(bfloat16, method)[0] == pytest.approx(losses(whole, method)[0], rel=1e-2)
     assert len(losses(parts, method)) == 4
-    command("test", method, bfloat16, *shards(), "--trainer.max_steps", "20")
+    command("test", method, bfloat16, *shards("bf16-mixed", strategy), "--trainer.max_steps", "20")
     run = bfloat16 / f"demo_{method}" / "run"
     assert len((run / "predictions" / "test.jsonl").read_text().splitlines()) == 8
     code, said = answer("generate", str(run), "--prompt", "A: Hello", "--decoding.max_new_tokens", "8")

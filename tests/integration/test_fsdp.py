@@ -1,8 +1,9 @@
-"""A frozen base in shards, on processes of the CPU: to the digit what DDP comes to, whatever the base is held in."""
+"""`fsdp` on processes of the CPU: with a frozen base in shards, whatever that is held in, what DDP comes to, to the
+digit; and where nothing is frozen, what fsdp2 does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,13 +12,17 @@ import peft
 import pytest
 import torch
 from ranks import on_ranks
-from trainings import make_data, make_module, train_and_judge
+from torch.distributed.tensor import DTensor
+from trainings import adamw, make_data, make_module, train_and_judge
 
+from ftlab.callbacks import Checkpoints
 from ftlab.errors import UserError
 from ftlab.methods import LISA, AdaLoRA, Full, LoRA, Method, Peft, QLoRA
 from ftlab.modules import FinetuneModule
+from ftlab.modules.optimizers import Muon
 from ftlab.modules.sharding.frozen import FrozenShards
 from ftlab.networks import Network, Quantization
+from ftlab.runs import CheckpointOptions, Run
 
 Make = Callable[..., Any]
 
@@ -91,10 +96,59 @@ def test_to_the_digit_as_ddp(
         assert whole > 10_000
 
 
-def refused(method: Method, change: Callable[[Any], None], network: Network, data_path: str, make_trainer: Make) -> str:
+def trained_whole(
+    network: Network, data_path: str, make_trainer: Make, strategy: str
+) -> tuple[str, dict[str, Any], set[tuple[bool, int]]]:
+    """Which kind of shards a training of all weights had, what it came to, and the rows of a matrix that are here."""
+    looked = Looked()
+    method = Full(trainable=["*"])  # of which nobody knows that it is all until the network is there
+    found = train_and_judge(method, network, data_path, make_trainer, strategy, 2, [looked])
+    return looked.kind, found, looked.rows
+
+
+class Looked(pl.Callback):
+    """The kind of shards, and of matrices: whether they are in parts, and the rows that a process holds."""
+
+    kind = ""
+
+    def __init__(self) -> None:
+        self.rows: set[tuple[bool, int]] = set()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FinetuneModule)
+        self.kind = type(pl_module.sharded).__name__
+        optimizer = trainer.optimizers[0]
+        for parameter in pl_module.parameters():
+            if parameter.shape == (96, 64):
+                tensors = (parameter, parameter.grad, *optimizer.state[parameter].values())
+                parts = [tensor for tensor in tensors if tensor is not None and tensor.ndim]
+                self.rows |= {(isinstance(part, DTensor), len(part.to_local())) for part in parts}  # type: ignore[attr-defined]
+
+
+def test_a_network_that_is_trained_whole_is_all_in_shards(network: Network, data_path: str, make_trainer: Make) -> None:
+    work = partial(trained_whole, network, data_path, make_trainer)
+    fsdp, fsdp2 = (on_ranks(2, partial(work, strategy)) for strategy in ("fsdp", "fsdp2"))
+    for here, there in zip(fsdp, fsdp2, strict=True):
+        assert here[0] == there[0] == "Sharded"
+        assert here[2] == there[2] == {(True, 48)}  # weights, gradients and moments
+        for name in ("losses", "norms", "val_loss", "answers"):
+            assert here[1][name] == there[1][name]
+        for name in ("weights", "gradients"):
+            torch.testing.assert_close(here[1][name], there[1][name], rtol=0, atol=0)
+
+
+def refused(
+    method: Method,
+    change: Callable[[Any], None],
+    network: Network,
+    data_path: str,
+    make_trainer: Make,
+    optimizer: Any = adamw,
+    callbacks: Sequence[pl.Callback] = (),
+) -> str:
     """What training says that is refused before its first step."""
-    module = make_module(method, network)
-    module.trainer = make_trainer(strategy="fsdp", max_steps=1)
+    module = make_module(method, network, optimizer=optimizer)
+    module.trainer = make_trainer(strategy="fsdp", max_steps=1, callbacks=list(callbacks))
     opened = Network.model
 
     def changed(*args: Any, **kwargs: Any) -> Any:
@@ -119,8 +173,7 @@ def hide_the_blocks(network: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "change", "says"),
     [
-        (Full(), nothing, "Full leaves no decoder block's tensor frozen, and these are what it shards"),
-        (LISA(), nothing, "LISA leaves no decoder block's tensor frozen"),
+        (LISA(), nothing, "LISA looks at weights between steps"),
         (
             QLoRA(r=2, kind="int8"),
             nothing,
@@ -132,10 +185,29 @@ def hide_the_blocks(network: Any) -> None:
             "a network is sharded by its decoder blocks, and those of Llama",
         ),
     ],
-    ids=["nothing frozen", "frozen by turns", "8 bits", "no blocks"],
+    ids=["frozen by turns", "8 bits", "no blocks"],
 )
 def test_what_it_cannot_shard_is_refused(
     method: Method, change: Callable[[Any], None], says: str, network: Network, data_path: str, make_trainer: Make
 ) -> None:
     said = on_ranks(1, partial(refused, method, change, network, data_path, make_trainer))[0]
     assert said.startswith(f"trainer.strategy fsdp: {says}")
+
+
+def test_a_network_that_is_trained_whole_wants_an_optimiser_that_goes_value_by_value(
+    network: Network, data_path: str, make_trainer: Make
+) -> None:
+    work = partial(refused, Full(), nothing, network, data_path, make_trainer, Muon)
+    said = on_ranks(1, work)[0]
+    assert said.startswith("model.optimizer: Muon is not known to go value by value, and with trainer.strategy fsdp a")
+
+
+def test_what_is_trained_beside_a_frozen_base_has_no_parts_to_save(
+    network: Network, data_path: str, make_trainer: Make, run: Run
+) -> None:
+    checkpoints = Checkpoints(run, CheckpointOptions(in_parts=True))
+    work = partial(refused, LoRA(r=2), nothing, network, data_path, make_trainer, callbacks=[checkpoints])
+    said = on_ranks(1, work)[0]
+    assert said.startswith(
+        "run.checkpoints.in_parts: LoRA leaves tensors of decoder blocks frozen, and trainer.strategy"
+    )

@@ -1,4 +1,4 @@
-"""Networks in shards (FSDP2), on processes of the CPU: they train and answer what one process does."""
+"""Networks that are all in shards (FSDP2), on processes of the CPU: they train and answer what one process does."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Parts(pl.Callback):
 
 
 def trained(
-    method: str, network: Network, data_path: str, make_trainer: Make, world: int, **options: Any
+    method: str, network: Network, data_path: str, make_trainer: Make, strategy: str, world: int, **options: Any
 ) -> dict[str, Any]:
-    parts, strategy = Parts(), "fsdp2" if world > 1 else "auto"
+    parts = Parts()
     found = train_and_judge(METHODS[method](), network, data_path, make_trainer, strategy, world, [parts], **options)
     return found | {"rows": parts.rows, "bytes": parts.bytes}
 
@@ -53,24 +53,32 @@ IN_PARTS = {"accumulate": 2, "checkpointing": True}
 
 
 @pytest.mark.parametrize(
-    ("method", "world", "options"),
+    ("strategy", "method", "world", "options"),
     [
-        ("full", 2, IN_PARTS),
-        ("lora", 4, {}),
-        pytest.param("full", 4, {}, marks=pytest.mark.slow),
-        pytest.param("lora", 2, IN_PARTS, marks=pytest.mark.slow),
+        ("fsdp2", "full", 2, IN_PARTS),
+        ("fsdp2", "lora", 4, {}),
+        ("fsdp", "full", 2, {}),  # which leaves nothing frozen
+        pytest.param("fsdp2", "full", 4, {}, marks=pytest.mark.slow),
+        pytest.param("fsdp2", "lora", 2, IN_PARTS, marks=pytest.mark.slow),
+        pytest.param("fsdp", "full", 4, IN_PARTS, marks=pytest.mark.slow),
     ],
 )
 def test_shards_come_to_what_one_process_does(
-    method: str, world: int, options: dict[str, Any], network: Network, data_path: str, make_trainer: Make
+    strategy: str,
+    method: str,
+    world: int,
+    options: dict[str, Any],
+    network: Network,
+    data_path: str,
+    make_trainer: Make,
 ) -> None:
     wide = Network(network.path, dtype="float64")
     train = partial(trained, method, wide, data_path, make_trainer, gradient_clip_val=0.5)
-    alone = on_ranks(1, partial(train, 1))[0]
+    alone = on_ranks(1, partial(train, "auto", 1))[0]
     assert len(alone["losses"]) == len(alone["gradients"]) == 4
     assert max(alone["norms"]) > 0.5  # it is clipped
     assert set(alone["answers"]) == set(range(5))
-    ranks = on_ranks(world, partial(train, world, **options))
+    ranks = on_ranks(world, partial(train, strategy, world, **options))
     for rank in ranks:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-6)

@@ -50,11 +50,12 @@ def in_shards_and_saved(
     ("method", "strategy"),
     [
         (Full(), "fsdp2"),
+        (Full(), "fsdp"),
         (LoRA(r=3, dropout=0.0), "fsdp2"),
         (LoRA(r=3, dropout=0.0), "fsdp"),
         (Full(last_blocks=1), "fsdp"),  # saved with its frozen block
     ],
-    ids=["fsdp2 full", "fsdp2 lora", "fsdp lora", "fsdp last block"],
+    ids=["fsdp2 full", "fsdp full", "fsdp2 lora", "fsdp lora", "fsdp last block"],
 )
 def test_the_saved_model_is_the_sharded_one(
     method: Method,
@@ -128,18 +129,21 @@ IN_PARTS = CheckpointOptions(every_n_steps=2, in_parts=True)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "method", "kept"),
+    ("strategy", "method", "kept", "tensors"),
     [
-        ("fsdp2", LoRA(r=3, dropout=0.2), None),
-        ("fsdp2", LoRA(r=3, dropout=0.2), IN_PARTS),
-        ("fsdp", QLoRA(r=3, dropout=0.2), None),
+        ("fsdp2", LoRA(r=3, dropout=0.2), None, 28),
+        ("fsdp2", LoRA(r=3, dropout=0.2), IN_PARTS, 28),
+        ("fsdp", QLoRA(r=3, dropout=0.2), None, 28),
+        ("fsdp", Full(), None, 21),
+        ("fsdp", Full(), IN_PARTS, 21),
     ],
-    ids=["fsdp2", "fsdp2 in parts", "fsdp"],
+    ids=["fsdp2", "fsdp2 in parts", "fsdp", "fsdp full", "fsdp full in parts"],
 )
 def test_stopped_and_resumed_is_uninterrupted_to_the_bit(
     strategy: str,
     method: Method,
     kept: CheckpointOptions | None,
+    tensors: int,
     network: Network,
     data_path: str,
     make_trainer: Make,
@@ -153,7 +157,7 @@ def test_stopped_and_resumed_is_uninterrupted_to_the_bit(
     stopped = read(parts.last)
     assert stopped["global_step"] == 3
     resumed, _ = on_ranks(2, partial(work, parts, kept=kept))
-    assert (resumed["global_step"], len(resumed["state_dict"])) == (6, 28)
+    assert (resumed["global_step"], len(resumed["state_dict"])) == (6, tensors)
     for key in ("state_dict", "optimizer_states", "by_rank", "loops"):
         assert_same(resumed[key], undisturbed[key])
 
@@ -172,16 +176,19 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
+@pytest.mark.parametrize(
+    ("method", "in_parts"), [(LoRA(r=3), ["fsdp2"]), (Full(), ["fsdp2", "fsdp"])], ids=["lora", "full"]
+)
 def test_any_number_of_processes_and_any_strategy_goes_on(
-    network: Network, data_path: str, make_trainer: Make, tmp_path: Path
+    method: Method, in_parts: list[str], network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
     """From one process to two with shards of either kind, to two with DDP: each has the same global batch."""
     wide = Network(network.path, dtype="float64")
-    work = partial(part_of_a_run, wide, data_path, make_trainer, method=LoRA(r=3))
+    work = partial(part_of_a_run, wide, data_path, make_trainer, method=method)
     alone = on_ranks(1, partial(work, Run(tmp_path / "alone"), 1, "auto"))[0]
     changing, ended = Run(tmp_path / "changing"), None
     for world, strategy, steps in ((1, "auto", 2), (2, "fsdp2", 3), (2, "fsdp", 4), (2, "ddp", 6)):
-        kept = replace(IN_PARTS, in_parts=strategy == "fsdp2")
+        kept = replace(IN_PARTS, in_parts=strategy in in_parts)
         ended = on_ranks(world, partial(work, changing, world, strategy, forced=True, max_steps=steps, kept=kept))[0]
     assert ended is not None
     torch.testing.assert_close(ended["state_dict"], alone["state_dict"], rtol=1e-6, atol=1e-9)
@@ -258,5 +265,5 @@ def test_only_networks_in_shards_are_saved_in_parts(
     network: Network, data_path: str, make_trainer: Make, tmp_path: Path
 ) -> None:
     trainer = make_trainer(max_steps=1, callbacks=[Checkpoints(Run(tmp_path), IN_PARTS)])
-    with pytest.raises(UserError, match=r"run.checkpoints.in_parts: with trainer.strategy fsdp2 alone"):
+    with pytest.raises(UserError, match=r"run.checkpoints.in_parts: with trainer.strategy fsdp2 or fsdp alone"):
         trainer.fit(make_module(LoRA(r=3), network), make_data(network, data_path, 2))

@@ -21,10 +21,27 @@ from torch.utils._pytree import tree_leaves
 
 from ftlab.modules.sharding.lockstep import Lockstep
 from ftlab.modules.sharding.network import blocks_of, used_by_several
-from ftlab.networks import frozen_tensors, language_model, plain_parts
+from ftlab.networks import decoder_blocks, frozen_tensors, language_model, plain_parts
 
 _ALIGNED = 16
 """Bytes at a multiple of which each tensor begins, so that any type may stand there."""
+
+
+def frozen_in_blocks(network: nn.Module, trained: Collection[str]) -> list[list[nn.Parameter]]:
+    """Of each decoder block, the tensors that are never trained, and that nothing outside of it has.
+
+    Args:
+        network: As its method has adapted it.
+        trained: Names of the parameters of `network` that are ever trained.
+
+    Raises:
+        UserError: The network's decoder blocks cannot be told.
+    """
+    model = language_model(network)
+    blocks = blocks_of(model, "fsdp")
+    whole = {parameter for name, parameter in network.named_parameters() if name in trained}
+    whole.update(parameter for _, parameter in used_by_several(model, blocks))
+    return [[parameter for parameter in block.parameters() if parameter not in whole] for block in blocks]
 
 
 class FrozenShards:
@@ -40,22 +57,15 @@ class FrozenShards:
         UserError: The network's decoder blocks cannot be told.
     """
 
+    what = "frozen tensors of decoder blocks"
+
     def __init__(self, network: nn.Module, trained: Collection[str], device: torch.device) -> None:
         self._network = network
-        model = language_model(network)
-        blocks = blocks_of(model, "fsdp")
-        whole = {parameter for name, parameter in network.named_parameters() if name in trained}
-        whole.update(parameter for _, parameter in used_by_several(model, blocks))
-        self._units = [_Unit([p for p in block.parameters() if p not in whole], device) for block in blocks]
-        for number, block in enumerate(blocks):
+        self._units = [_Unit(frozen, device) for frozen in frozen_in_blocks(network, trained)]
+        for number, block in enumerate(decoder_blocks(language_model(network))):
             block.register_forward_pre_hook(partial(self._before, number), with_kwargs=True, prepend=True)
             block.register_forward_hook(partial(self._after, number))
         self._lockstep = Lockstep(network, device)
-
-    @property
-    def frozen(self) -> int:
-        """How many tensors are in shards."""
-        return sum(len(unit.parameters) for unit in self._units)
 
     def parts(self, trained: Collection[str]) -> Iterator[tuple[str, Tensor]]:
         """What this process holds of the frozen tensors: parts of blocks, and whole what is not in shards."""

@@ -1,7 +1,7 @@
 """A network in shards: every process keeps a part of each tensor, and sees a block whole while it computes it.
 
 At torch's level (`fully_shard`, FSDP2: Zhao et al. 2023, arXiv 2304.11277, rewritten over DTensor); of Lightning
-`ftlab.modules.sharding.fsdp2` knows.
+`ftlab.modules.sharding.fsdp` knows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ftlab.modules.sharding.tensors import gather
 from ftlab.networks import decoder_blocks, frozen_tensors, language_model
 
 
-def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, strategy: str) -> None:
     """Leaves each process its part of every parameter: rows of the first dimension, as torch.chunk gives them.
 
     Each decoder block is gathered by itself, before it is computed, and let go afterwards; all else (embeddings, final
@@ -34,25 +34,38 @@ def shard(network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
         network: On the CPU or the mesh's device, the same in all processes. Parameters are replaced.
         mesh: One dimension, all processes.
         policy: In which types blocks are gathered, and gradients summed.
+        strategy: By which it is sharded, for what is refused.
 
     Raises:
         UserError: The network cannot be taken apart in this way.
     """
     model = language_model(network)
-    blocks = blocks_of(model, "fsdp2")
-    _refuse_what_is_shared(model, blocks)
-    _refuse_a_way_past(network, model)
-    _refuse_hooks_on_gradients(network)
+    blocks = blocks_of(model, strategy)
+    _refuse_what_is_shared(model, blocks, strategy)
+    _refuse_a_way_past(network, model, strategy)
+    _refuse_hooks_on_gradients(network, strategy)
     scalars = {parameter for parameter in model.parameters() if not parameter.ndim}  # torch cannot
     for unit in (*blocks, model):
         fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=scalars)
     whole = [name for name, p in network.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
     if whole:
         raise UserError(
-            f"trainer.strategy fsdp2: {whole[0]} is trained and cannot be sharded, as it "
+            f"trainer.strategy {strategy}: {whole[0]} is trained and cannot be sharded, as it "
             f"{'has no dimension' if network.get_parameter(whole[0]) in scalars else 'lies outside the base network'}: "
             "take ddp, or another method"
         )
+
+
+def policy_for(precision: str) -> MixedPrecisionPolicy:
+    """In which types blocks are gathered and computed, and gradients summed, for a trainer's precision.
+
+    With bf16-mixed the parts stay float32, and cross in bfloat16. Gradients of bfloat16 are summed in float32.
+    """
+    if precision == "bf16-mixed":
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if precision in ("bf16-true", "16-true"):
+        return MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy()
 
 
 def blocks_of(model: PreTrainedModel, strategy: str) -> list[nn.Module]:
@@ -78,40 +91,40 @@ def used_by_several(model: PreTrainedModel, blocks: list[nn.Module]) -> list[tup
     return [(n, p) for n, p in model.named_parameters() if owners[p] > 1 or (owners[p] and p in outside)]
 
 
-def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module]) -> None:
+def _refuse_what_is_shared(model: PreTrainedModel, blocks: list[nn.Module], strategy: str) -> None:
     """A tensor of two blocks would be in two places, and have two gradients; and the gradients of a block are summed in
     one type."""
     for name, _ in used_by_several(model, blocks):
         raise UserError(
-            f"trainer.strategy fsdp2: {name} is a tensor of several decoder blocks, which are sharded apart: take "
+            f"trainer.strategy {strategy}: {name} is a tensor of several decoder blocks, which are sharded apart: take "
             "ddp, or another method"
         )
     for block in blocks:
         types = {str(p.dtype).removeprefix("torch.") for p in block.parameters() if p.requires_grad}
         if len(types) > 1:
             raise UserError(
-                f"trainer.strategy fsdp2: a decoder block trains tensors in {' and '.join(sorted(types))}: set "
+                f"trainer.strategy {strategy}: a decoder block trains tensors in {' and '.join(sorted(types))}: set "
                 "model.network.dtype float32, so that all are of one type"
             )
 
 
-def _refuse_a_way_past(network: nn.Module, model: PreTrainedModel) -> None:
+def _refuse_a_way_past(network: nn.Module, model: PreTrainedModel, strategy: str) -> None:
     """A wrapper that calls the model's `forward` instead of the model has nothing gathered."""
     for module in network.modules():
         if module is not model and getattr(vars(module).get("forward"), "__self__", None) is model:
             raise UserError(
-                f"trainer.strategy fsdp2: {type(module).__name__} calls the network past the hooks that gather it: "
-                "take ddp, or another method"
+                f"trainer.strategy {strategy}: {type(module).__name__} calls the network past the hooks that gather "
+                "it: take ddp, or another method"
             )
 
 
-def _refuse_hooks_on_gradients(network: nn.Module) -> None:
+def _refuse_hooks_on_gradients(network: nn.Module, strategy: str) -> None:
     """Parameters are replaced, and what was to be done with their gradients is lost, or would be done with a part."""
     for name, parameter in network.named_parameters():
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
             raise UserError(
-                f"trainer.strategy fsdp2: the method changes the gradient of {name}, of which a process has its part "
-                "alone: take ddp, or another method"
+                f"trainer.strategy {strategy}: the method changes the gradient of {name}, of which a process has its "
+                "part alone: take ddp, or another method"
             )
 
 
@@ -156,14 +169,18 @@ class Sharded:
         mesh: One dimension, all processes.
         policy: In which types blocks are gathered, and gradients summed.
         device: This process's.
+        strategy: By which it is sharded, for what is refused.
     """
 
+    what = "weights, gradients and moments"
+
     def __init__(
-        self, network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device
+        self, network: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy, device: torch.device, strategy: str
     ) -> None:
+        self.strategy = strategy
         self._network = network
         self._skeleton = Skeleton(network)
-        shard(network, mesh, policy)
+        shard(network, mesh, policy, strategy)
         self._lockstep = Lockstep(network, device)
         language_model(network).register_forward_pre_hook(_refuse_inference_mode, prepend=True)
 

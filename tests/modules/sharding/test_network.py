@@ -23,7 +23,7 @@ def not_taken_apart(network: Network, change: Callable[[Any], None]) -> str:
     change(opened)
     torch.distributed.init_process_group("gloo", rank=0, world_size=1)
     with pytest.raises(UserError) as caught:
-        shard(opened, init_device_mesh("cpu", (1,)), MixedPrecisionPolicy())
+        shard(opened, init_device_mesh("cpu", (1,)), MixedPrecisionPolicy(), "fsdp2")
     return str(caught.value)
 
 
