@@ -101,7 +101,7 @@ def row_at(batch: pyarrow.RecordBatch, place: int, source: str) -> Row:
     """One row of a batch of ROWS, without copying; `source` is where its record stands."""
 
     def values(column: int) -> numpy.ndarray:
-        return batch.column(column)[place].values.to_numpy()
+        return numpy.from_dlpack(batch.column(column)[place].values)  # pyarrow's own way imports pandas
 
     rejected = None
     if batch.column(2)[place].is_valid:

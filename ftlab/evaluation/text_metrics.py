@@ -21,12 +21,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
-from typing import Any
-
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF
+from typing import TYPE_CHECKING, Any
 
 from ftlab.errors import UserError
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import BLEU, CHRF
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]
@@ -114,6 +114,8 @@ def score_texts(predictions: Texts, references: References, metrics: Sequence[Me
 
 
 def _rouge(kind: str, predictions: Texts, references: References) -> MetricScore:
+    from rouge_score.rouge_scorer import RougeScorer  # with nltk and scikit-learn: as much as a start can do without
+
     scorer = RougeScorer([kind])
     return _mean(
         [
@@ -138,10 +140,14 @@ def _sacrebleu(corpus: BLEU | CHRF, sentence: BLEU | CHRF, predictions: Texts, r
 
 
 def _bleu(predictions: Texts, references: References) -> MetricScore:
+    from sacrebleu.metrics import BLEU
+
     return _sacrebleu(BLEU(), BLEU(effective_order=True), predictions, references)
 
 
 def _chrf(predictions: Texts, references: References) -> MetricScore:
+    from sacrebleu.metrics import CHRF
+
     return _sacrebleu(CHRF(), CHRF(), predictions, references)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import bitsandbytes.functional as bnb
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -169,6 +168,8 @@ def plain(directory: Path) -> Iterator[Path]:
 
 def _pack(tensor: Tensor, matrix: _Matrix, bits: int) -> Tensor:
     """Codes and maxima as bytes."""
+    import bitsandbytes.functional as bnb
+
     # whole blocks of zeros at the end: bitsandbytes compiles code anew for every other shape on the CPU
     blocks = pad(tensor.float().reshape(-1), (0, matrix.blocks * BLOCK - matrix.values)).view(-1, BLOCK)
     if bits == 4:
@@ -180,6 +181,8 @@ def _pack(tensor: Tensor, matrix: _Matrix, bits: int) -> Tensor:
 
 
 def _unpack(codes: Tensor, maxima: Tensor, matrix: _Matrix, bits: int) -> Tensor:
+    import bitsandbytes.functional as bnb
+
     shape = (matrix.blocks, BLOCK)
     absmax = maxima.clone().view(matrix.maxima_dtype).float()  # a copy begins at an address that fits the type
     codes = pad(codes, (0, math.prod(shape) * bits // 8 - len(codes)))

@@ -59,9 +59,6 @@ _COMBINED = {
 # Parts of names of tensors that layers share: peft reports them missing where they are not.
 _SHARED = ("prompt_encoder", "vblora_vector_bank")
 
-# Layers of LoRA that look at which adapter each row is for.
-_MIXING = (lora.Linear, lora.Embedding, *(getattr(lora, n) for n in ("Linear4bit", "Linear8bitLt") if hasattr(lora, n)))
-
 
 class Adapters:
     """A base with adapters that are switched, or mixed within a batch.
@@ -107,9 +104,9 @@ class Adapters:
         """
         if type(self.network.base_model) is not lora.LoraModel:
             return False
-        modules = list(self.network.modules())
+        modules, mixing = list(self.network.modules()), _mixing()
         layers: list[Any] = [module for module in modules if isinstance(module, lora.LoraLayer)]
-        return all(isinstance(layer, _MIXING) and not layer.lora_variant for layer in layers) and not any(
+        return all(isinstance(layer, mixing) and not layer.lora_variant for layer in layers) and not any(
             isinstance(module, AuxiliaryTrainingWrapper) for module in modules
         )
 
@@ -281,6 +278,12 @@ def _must_go_together(configs: Mapping[str, peft.PeftConfig]) -> None:
                 f"{name} changes the base that the others stand on (init_lora_weights is {starts.kind(config)}): "
                 "convert it to plain LoRA, as ftlab saves it, or use it alone"
             )
+
+
+def _mixing() -> tuple[Any, ...]:
+    """Layers of LoRA that look at which adapter each row is for."""
+    of_few_bits = (getattr(lora, name, None) for name in ("Linear4bit", "Linear8bitLt"))
+    return (lora.Linear, lora.Embedding, *(layer for layer in of_few_bits if layer))
 
 
 def _kind(config: peft.PeftConfig) -> str:

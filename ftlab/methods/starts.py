@@ -8,7 +8,6 @@ from typing import Any
 
 import peft
 import torch
-from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
@@ -108,6 +107,9 @@ def take_from_rounding(adapted: peft.PeftModel) -> None:
     Raises:
         UserError: No layer of 4 bits is adapted.
     """
+    from bitsandbytes.functional import dequantize_4bit
+    from peft.tuners.lora.bnb import Linear4bit
+
     base: Any = adapted.get_base_model()
     original = type(base).from_pretrained(
         base.name_or_path, revision=getattr(base.config, "_commit_hash", None), dtype=torch.float32
@@ -117,8 +119,6 @@ def take_from_rounding(adapted: peft.PeftModel) -> None:
     }
     if not layers:
         raise UserError("method.init loftq starts from what 4 bits lose, and no adapted layer is held in 4 bits")
-    from bitsandbytes.functional import dequantize_4bit
-
     for name, layer in layers.items():
         [adapter] = layer.active_adapters
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
