@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ftlab import __version__
 from ftlab.cli import quiet
@@ -65,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}: the verbs are {', '.join(VERBS)}", 2)
     quiet.silence()
+    importlib.import_module("ftlab.cli.deferred").defer()
     sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
-        return importlib.import_module(_MODULES.get(verb, "ftlab.cli.verbs")).run(verb, rest)
+        return _imported(verb, rest).run(verb, rest)
     except UserError as error:
         if verbose:
             raise
@@ -78,6 +81,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(stop) if stop.args else "stopped by the user", 130)
     except SystemExit as stop:  # after --help and --print_config
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _imported(verb: str, arguments: Sequence[str]) -> Any:
+    """The module of a verb, with all that it imports: that stays, so that the collector, which would go through it over
+    and over as it grows, rests meanwhile and leaves it alone afterwards."""
+    module = _MODULES.get(verb, "ftlab.cli.verbs")
+    if module in sys.modules:  # what this process has made since may be garbage
+        return sys.modules[module]
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        if verb == "fit":
+            importlib.import_module("ftlab.cli.wandb").import_first(arguments)
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        if on:
+            gc.enable()
 
 
 def _refuse(sentence: str, code: int) -> int:
