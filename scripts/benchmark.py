@@ -5,6 +5,7 @@
     python scripts/benchmark.py checkpoints                           # see scripts/checkpoint_cost.py
     python scripts/benchmark.py training --network SHAPE|DIR …        # see scripts/training_cost.py
     python scripts/benchmark.py head                                  # see scripts/head_cost.py
+    python scripts/benchmark.py start [--before DIR]                  # see scripts/start_cost.py
 
 `data` prepares the same rows by ftlab, by TRL's SFTTrainer (`pip install '.[bench]'`) and by `datasets.map` with the
 tokenizer alone; then a second start, ten times the rows with one worker and with two, and packing.
@@ -28,6 +29,7 @@ from typing import Any
 from benching import data_module, spread
 from checkpoint_cost import benchmark_checkpoints
 from head_cost import benchmark_head
+from start_cost import benchmark_start
 from training_cost import ARMS as TRAININGS
 from training_cost import Work, benchmark_training, network_directory
 
@@ -50,6 +52,10 @@ def main() -> None:
     head = parts.add_parser("head", help="the loss, from hidden states on")
     head.add_argument("--repeats", type=int, default=5)
     head.add_argument("--json", type=Path, help="file for the figures")
+    start = parts.add_parser("start", help="the way to the first step")
+    start.add_argument("--before", type=Path, help="another checkout of ftlab, to take turns with this one")
+    start.add_argument("--repeats", type=int, default=5)
+    start.add_argument("--json", type=Path, help="file for the figures")
     training = parts.add_parser("training", help="a step of training")
     training.add_argument("--network", default=str(ASSETS / "network"), help="directory, or a shape of training_cost")
     training.add_argument("--tokenizer", type=Path, default=ASSETS / "network", help="of a shape")
@@ -71,6 +77,8 @@ def main() -> None:
         figures = benchmark_training(Work(str(network), str(args.data.resolve()), **said), args.arms, args.repeats)
     elif args.part == "head":
         figures = benchmark_head(args.repeats)
+    elif args.part == "start":
+        figures = benchmark_start(args.repeats, args.before and args.before.resolve())
     elif args.part == "checkpoints":
         figures = benchmark_checkpoints(args.repeats)
     elif args.arm:
