@@ -30,7 +30,8 @@ DEFERRED: dict[str, dict[str, Any]] = {
 """Their names, with what they hold before they are loaded."""
 
 _lock = threading.RLock()  # of all, or two that want each other would wait for ever
-_loading: set[str] = set()
+_waiting: dict[str, Loader] = {}
+"""What will load those that have been imported; other hooks may have put their own into the module's spec."""
 
 
 def defer() -> None:
@@ -59,6 +60,7 @@ class _Later(Loader):
     def exec_module(self, module: ModuleType) -> None:
         vars(module).pop("__path__", None)  # a look at it, for a submodule, is one that loads
         vars(module).update(DEFERRED[module.__name__])
+        _waiting[module.__name__] = self.loader
         module.__class__ = _Deferred
 
 
@@ -67,24 +69,23 @@ class _Deferred(ModuleType):
 
     def __getattr__(self, name: str) -> Any:  # called for what is not there
         with _lock:
-            if type(self) is _Deferred and self.__name__ not in _loading:
-                _load(self)
+            loader = _waiting.pop(self.__name__, None)  # None while it is loaded, by this thread
+            if loader:
+                _load(self, loader)
         return ModuleType.__getattribute__(self, name)
 
 
-def _load(module: _Deferred) -> None:
+def _load(module: _Deferred, loader: Any) -> None:
     spec = module.__spec__
-    later: Any = spec.loader
-    _loading.add(module.__name__)
+    before = spec.loader
     try:
-        spec.loader = module.__loader__ = later.loader
+        spec.loader = module.__loader__ = loader
         if spec.submodule_search_locations is not None:
             module.__path__ = spec.submodule_search_locations
-        later.loader.exec_module(module)
+        loader.exec_module(module)
         module.__class__ = ModuleType  # type: ignore[assignment]
     except BaseException:  # the next look tries again
-        spec.loader = module.__loader__ = later
+        spec.loader = module.__loader__ = before
         vars(module).pop("__path__", None)
+        _waiting[module.__name__] = loader
         raise
-    finally:
-        _loading.remove(module.__name__)

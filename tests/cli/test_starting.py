@@ -177,6 +177,19 @@ def test_threads_that_look_at_once_find_it_whole(package: Path) -> None:
     assert (found, ran(package)) == (["__init__"] * 4, "__init__")
 
 
+def test_it_loads_under_the_hooks_of_wandb(package: Path) -> None:
+    from wandb.sdk.lib.import_hooks import register_post_import_hook, unregister_post_import_hook
+
+    seen: list[str] = []
+    register_post_import_hook(lambda module: seen.append(module.__name__), "run", "slow_pkg")
+    try:
+        import slow_pkg
+    finally:
+        unregister_post_import_hook("slow_pkg", "run")
+    assert (seen, ran(package)) == (["slow_pkg"], "")
+    assert (slow_pkg.value, ran(package)) == ("__init__", "__init__")
+
+
 def test_a_package_that_is_not_there_is_not_there(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(deferred.DEFERRED, "no_such_pkg", {})
     with pytest.raises(ModuleNotFoundError):
