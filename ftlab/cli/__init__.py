@@ -67,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}: the verbs are {', '.join(VERBS)}", 2)
     quiet.silence()
-    importlib.import_module("ftlab.cli.deferred").defer()
     sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
         return _imported(verb, rest).run(verb, rest)
