@@ -78,6 +78,8 @@ class AdaLoRA(Peft):
         )
         self.warmup = warmup
         self.final = final
+        self._penalised: nn.Module | None = None
+        self._matrices: list[tuple[str, nn.Parameter]] = []  # A and B of that network
 
     def begin(self, network: nn.Module, steps: int, step: int = 0) -> None:
         """Lays the budget's way over the steps of this training."""
@@ -98,11 +100,13 @@ class AdaLoRA(Peft):
         weight = _config(network).orth_reg_weight
         if not weight:
             return None
+        if self._penalised is not network:  # it is called at every micro-batch, which a walk would take longer
+            self._penalised, named = network, list(network.named_parameters())
+            self._matrices = [(name, p) for name, p in named if "lora_A" in name or "lora_B" in name]
         distances = []
-        for name, matrix in network.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                product = matrix @ matrix.T if "lora_A" in name else matrix.T @ matrix
-                distances.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+        for name, matrix in self._matrices:
+            product = matrix @ matrix.T if "lora_A" in name else matrix.T @ matrix
+            distances.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
         return weight * torch.stack(distances).mean()
 
     def after_step(self, network: nn.Module, step: int) -> None:
