@@ -30,18 +30,23 @@ class NonfiniteSteps(pl.Callback):
         self._write(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, FinetuneModule)
-        left_out = pl_module.soundness.left_out
-        if len(left_out) == self._written:
-            return
-        self._write(trainer, pl_module)
-        if trainer.is_global_zero:
-            print(f"ftlab: left out, {len(left_out)} so far: {left_out[-1]}", file=sys.stderr)
+        self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._look(trainer, pl_module)
+
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FinetuneModule)
+        left_out = pl_module.soundness.left_out
         if pl_module.soundness.refused:
             self._write(trainer, pl_module)
+        elif len(left_out) != self._written:
+            self._write(trainer, pl_module)
+            if trainer.is_global_zero:
+                print(f"ftlab: left out, {len(left_out)} so far: {left_out[-1]}", file=sys.stderr)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FinetuneModule)

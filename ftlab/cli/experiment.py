@@ -51,6 +51,13 @@ class ProgressBar(RichProgressBar):
     def __init__(self) -> None:
         super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        ends = trainer.is_last_batch or trainer.global_step == trainer.max_steps
+        if ends or (batch_idx + 1) % int(self.refresh_rate) == 0:  # Lightning's reads what it shows at every batch
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch}"  # its own counts to -2 where steps and not epochs end the training
 

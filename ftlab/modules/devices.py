@@ -41,11 +41,14 @@ def share_only(module: nn.Module, names: set[str]) -> None:
 
 def summed(values: Tensor, device: torch.device) -> Tensor:
     """`values` (any shape) added over all processes, by way of `device`, on the CPU. To be called by all of them."""
-    if not distributed():
-        return values
-    values = values.to(device)
+    return summed_there(values.to(device)).cpu() if distributed() else values
+
+
+def summed_there(values: Tensor) -> Tensor:
+    """`values` (any shape), which are changed, added over all processes on their device, for which nobody waits. To be
+    called by all of them, where there are others."""
     dist.all_reduce(values)
-    return values.cpu()
+    return values
 
 
 def gathered(value: T) -> list[T]:

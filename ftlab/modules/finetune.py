@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
@@ -17,10 +16,11 @@ from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
-from ftlab.modules.devices import distributed, gathered, share_only, summed
+from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
 from ftlab.modules.judging import JudgedModule
-from ftlab.modules.nonfinite import LeftOut, Soundness
+from ftlab.modules.nonfinite import LeftOut, Soundness, Step
 from ftlab.modules.optimizers import mark_hidden
+from ftlab.modules.outcomes import Outcome, can_be_guarded, guard
 from ftlab.modules.refusals import (
     refuse_leaky_packs,
     refuse_long_rows,
@@ -103,12 +103,8 @@ class FinetuneModule(JudgedModule):
         self.agreed: set[Wish] = set()
         """What some process asked for at the last optimiser step: all know it, and can do it together."""
         self.soundness = Soundness(skip_nonfinite)
-        self._step_targets = 0  # target tokens of the optimiser step under way, on this device
-        self._global_targets = 0.0  # the same on all
-        self._global_loss = torch.zeros(1)  # their summed loss, still on the device where there is no other
-        self._logged_loss: Tensor | float = 0.0  # sums since the last log
-        self._logged_targets = 0
-        self._gradient_norm: float | None = None  # None where the step was left out
+        self._under_way = Step()
+        self._global_loss = torch.zeros(1)  # summed over all devices, still on this one
         self._rate = 0.0
         self._random_state: dict[str, Tensor] = {}
         self._optimizer_asked: dict[str, Any] = {}
@@ -206,6 +202,8 @@ class FinetuneModule(JudgedModule):
                 refuse_leaky_packs(self.network, self.pretrained)
         self.try_head()
         follow_schedule(*self._optimizer_and_scheduler())
+        self._under_way = Step()
+        self.soundness.begin()
         self.method.begin(self.network, self.total_steps(), self.global_step)
         if not self._random_state:
             torch.manual_seed(self.dropout_seed + 1 + self.global_rank)
@@ -214,9 +212,9 @@ class FinetuneModule(JudgedModule):
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Dropout goes on where the last batch left it: loaders, too, draw whenever they start, and only some do on
         a resume."""
-        torch.set_rng_state(self._random_state["cpu"].cpu())
+        torch.set_rng_state(self._random_state["cpu"])
         if "cuda" in self._random_state:
-            torch.cuda.set_rng_state(self._random_state["cuda"].cpu())
+            torch.cuda.set_rng_state(self._random_state["cuda"])
 
     def on_after_backward(self) -> None:
         """Notes where the random numbers of training stand."""
@@ -227,8 +225,7 @@ class FinetuneModule(JudgedModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the summed loss, times what Lightning is about to divide by."""
         loss = self.summed_loss(batch)
-        self._step_targets += batch["target_tokens"]
-        self.soundness.add(loss, batch["records"])
+        self._under_way.add(loss, batch["records"], batch["target_tokens"])
         assert self.network is not None
         penalty = self.method.penalty(self.network)
         if penalty is not None:  # by the share of targets, so that all batches of a step add it once
@@ -238,16 +235,17 @@ class FinetuneModule(JudgedModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
         self._rate = optimizer.param_groups[0]["lr"]
-        # one collective for all that processes have to tell each other at a step
-        told = torch.tensor([self._step_targets, *(wish in self.asked for wish in WISHES)], dtype=torch.float64)
-        self._global_loss = self.soundness.loss()
+        step = self._under_way
+        step.global_targets, self._global_loss, self.agreed = float(step.targets), step.loss(), set(self.asked)
         if distributed():
-            told = summed(torch.cat([told.to(self.device), self._global_loss]), self.device)
-            told, self._global_loss = told[:-1], told[-1:]
-        self._global_targets, *wishes = told.tolist()
-        self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
+            # one collective for all that processes have to tell each other at a step; the device is waited for
+            told = torch.tensor([step.targets, *(wish in self.asked for wish in WISHES)], dtype=torch.float64)
+            told = summed_there(torch.cat([told.to(self.device), self._global_loss]))
+            self._global_loss = told[-1:]
+            step.global_targets, *wishes = told[:-1].tolist()
+            self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
         self.asked -= self.agreed
-        scale = data_parallel_size(self.trainer) / max(1.0, self._global_targets)
+        scale = data_parallel_size(self.trainer) / max(1.0, step.global_targets)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, scale)
@@ -262,19 +260,32 @@ class FinetuneModule(JudgedModule):
 
         Raises:
             LeftOut: The loss or a gradient is NaN or infinite, and the step may be left out.
-            UserError: No more may be.
+            UserError: No more may be, or the step before was one too many.
         """
+        self.soundness.settle()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        by_norm = gradient_clip_val is not None and gradient_clip_algorithm != "value"
-        limit = gradient_clip_val if by_norm and gradient_clip_val else math.inf
         # not Lightning's own clipping: it refuses fused optimisers under bf16-mixed, too, where nothing is scaled
         norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        # the device is waited for: the optimiser must not see what is no number
-        loss, self._gradient_norm = torch.cat([self._global_loss.to(norm.device), norm.reshape(1)]).tolist()
-        self.soundness.judge(self.global_step + 1, loss / max(1.0, self._global_targets), self._gradient_norm)
-        if gradient_clip_val and not by_norm:
+        by_value = gradient_clip_algorithm == "value"
+        if gradient_clip_val and not by_value:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        step = self._under_way
+        step.number, step.outcome = self.global_step + 1, Outcome(self._global_loss, norm)
+        if can_be_guarded(optimizer) and not self._looked_at(step.number):
+            guard(optimizer, step.outcome.unsound())
+            self.soundness.later(step)
+        elif not self.soundness.judge(step):  # the device is waited for: the optimiser must not see what is no number
+            raise LeftOut
+        if gradient_clip_val and by_value:
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+
+    def _looked_at(self, step: int) -> bool:
+        """Whether it must be known what a step came to as soon as it is taken."""
+        has_hook = type(self.method).after_step is not Method.after_step  # which sees a step that is left out as zeros
+        return has_hook or self._is_logged(step)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % log_interval(self.trainer) == 0 or step == self.trainer.max_steps
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -287,29 +298,36 @@ class FinetuneModule(JudgedModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         except LeftOut:
             optimizer.zero_grad(set_to_none=False)
-            self._gradient_norm = None
-        else:
-            for loss in self.soundness.pop():
-                self._logged_loss = self._logged_loss + loss
-            self._logged_targets += self._step_targets
-        self._step_targets = 0
+        guard(self.trainer.optimizers[0], None)
+        self._under_way = Step()
         assert self.network is not None
         step = self.global_step + 1  # Lightning counts when this hook returns
         self.method.after_step(self.network, step)
-        if step % log_interval(self.trainer) == 0 or step == self.trainer.max_steps:
+        if self._is_logged(step):
             self._log_step(step)
 
+    def on_validation_start(self) -> None:
+        """No network is judged after a step that ends training."""
+        self.soundness.settle()
+        super().on_validation_start()
+
+    def on_train_epoch_end(self) -> None:
+        """Training may end here."""
+        self.soundness.settle()
+
     def _log_step(self, step: int) -> None:
-        sums = torch.tensor([float(self._logged_loss), self._logged_targets], dtype=torch.float64)
+        steps = self.soundness
+        sums = torch.tensor([float(steps.loss), steps.targets], dtype=torch.float64)
         loss_sum, targets = summed(sums, self.device).tolist()
-        self._logged_loss, self._logged_targets = 0.0, 0
+        steps.loss, steps.targets = 0.0, 0
         curves = {}
         if targets:  # none where all steps since the last log were left out
             curves["train_loss"] = loss_sum / targets
-        if self._gradient_norm is not None:
-            curves["grad_norm"] = self._gradient_norm
-        for name, value in curves.items():
-            self.log(name, value, prog_bar=name == "train_loss", logger=False)
+        if steps.gradient_norm is not None:
+            curves["grad_norm"] = steps.gradient_norm
+        self.log_dict(curves, logger=False)
+        if "train_loss" in curves:  # not by `prog_bar`: Lightning would read it from the device at every batch
+            self.trainer.progress_bar_metrics["train_loss"] = curves["train_loss"]
         self.log_curves(curves | {"lr": self._rate}, step)
 
     def log_curves(self, metrics: dict[str, float], step: int) -> None:
@@ -321,6 +339,7 @@ class FinetuneModule(JudgedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what the method trains, says what it belongs to, and where the random numbers stand."""
+        self.soundness.settle()
         kept = self.trained_names()
         checkpoint["state_dict"] = {name: t for name, t in checkpoint["state_dict"].items() if name in kept}
         assert self.network is not None
@@ -335,8 +354,8 @@ class FinetuneModule(JudgedModule):
         checkpoint["by_rank"] = gathered(
             {
                 "random_state": self._random_state,
-                "logged_loss": float(self._logged_loss),
-                "logged_targets": self._logged_targets,
+                "logged_loss": float(self.soundness.loss),
+                "logged_targets": self.soundness.targets,
             }
         )
 
@@ -358,8 +377,8 @@ class FinetuneModule(JudgedModule):
         self.soundness.restore(checkpoint["ftlab"].get("left_out", []))
         if self.global_rank < len(checkpoint["by_rank"]):
             here = checkpoint["by_rank"][self.global_rank]
-            self._random_state = here["random_state"]
-            self._logged_loss, self._logged_targets = here["logged_loss"], here["logged_targets"]
+            self._random_state = {name: state.cpu() for name, state in here["random_state"].items()}
+            self.soundness.loss, self.soundness.targets = here["logged_loss"], here["logged_targets"]
 
     def _belongs_to(self) -> dict[str, str]:
         return {

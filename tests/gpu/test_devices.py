@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import masking_utils
 
 import ftlab
 from ftlab.cli import main
 from ftlab.modules import FinetuneModule
+from ftlab.modules.nonfinite import Soundness, Step
+from ftlab.modules.outcomes import Outcome, guard
 
 pytestmark = pytest.mark.gpu
 
@@ -76,3 +79,68 @@ def test_goes_on_where_it_was_interrupted(method: str, tmp_path: Path, monkeypat
     assert main(command("fit", method, tmp_path / "parts")) == 0
 
     assert losses(tmp_path / "parts", method) == pytest.approx(losses(tmp_path / "whole", method), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_nobody_waits_for_the_device_between_logs(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers reads of its masks at every forward pass is its own."""
+    known: dict[int, int] = {}  # at which step, of each, what it came to
+    start, end, judge = FinetuneModule.on_train_batch_start, FinetuneModule.on_train_batch_end, Soundness.judge
+
+    def starts(module: FinetuneModule, *arguments: Any) -> None:
+        step = module.global_step + 1
+        waits(is_error=step > 1 and step % 5 != 0)
+        start(module, *arguments)
+        known[0] = step  # the one under way
+
+    def ends(module: FinetuneModule, *arguments: Any) -> None:
+        waits(is_error=False)  # checkpoints and validation may come next
+        end(module, *arguments)
+
+    def judged(soundness: Soundness, step: Step) -> bool:
+        known[step.number] = known[0]
+        return judge(soundness, step)
+
+    monkeypatch.setattr(FinetuneModule, "on_train_batch_start", starts)
+    monkeypatch.setattr(FinetuneModule, "on_train_batch_end", ends)
+    monkeypatch.setattr(Soundness, "judge", judged)
+    for name in ("_ignore_causal_mask_sdpa", "find_packed_sequence_indices"):
+        monkeypatch.setattr(masking_utils, name, unwatched(getattr(masking_utils, name)))
+    assert main(command("fit", method, tmp_path, "--trainer.accumulate_grad_batches", "1")) == 0
+    assert [known[step] for step in range(1, 11)] == [2, 3, 4, 5, 5, 7, 8, 9, 10, 10]
+
+
+def waits(is_error: bool) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("error" if is_error else "default")
+
+
+def unwatched(function: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        before = torch.cuda.get_sync_debug_mode() if torch.cuda.is_available() else 0
+        waits(is_error=False)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            waits(is_error=bool(before))
+
+    return call
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD])
+def test_a_fused_optimiser_leaves_out_what_came_to_no_number(make: Any) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weight = torch.nn.Parameter(torch.ones(3, device=device))
+    try:
+        optimizer = make([weight], lr=0.1, weight_decay=0.1, fused=True)
+    except RuntimeError:
+        pytest.skip("not fused on this device")
+    for value in (1.0, float("nan"), 2.0):
+        before = weight.detach().clone()
+        weight.grad = torch.full((3,), value, device=device)
+        outcome = Outcome(weight.grad[:1], weight.grad.norm())
+        guard(optimizer, outcome.unsound())
+        optimizer.step()
+        assert torch.equal(weight, before) == (value != value)
+        assert outcome.read()[0] == pytest.approx(value, nan_ok=True)
+    assert all(int(state["step"]) == 2 for state in optimizer.state.values() if "step" in state)

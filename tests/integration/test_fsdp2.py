@@ -15,7 +15,7 @@ import torch
 from ranks import on_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from trainings import METHODS, adamw, make_data, make_module, train_and_judge, trained_weights
+from trainings import METHODS, make_data, make_module, train_and_judge, trained_weights
 from watching import Collectives, Seen
 
 from ftlab.callbacks import Checkpoints, FrozenBase, Preemption
@@ -210,26 +210,29 @@ class Poisoned(FinetuneModule):
         return loss * math.nan if (self.global_rank, self.global_step) == (1, 1) else loss
 
 
-def poisoned(network: Network, data_path: str, make_trainer: Make) -> tuple[bool, list[list[str]]]:
-    """Whether the second step has left all as it was; and the records of what was left out."""
-    module = Poisoned(Full(), network, adamw, Constant(), skip_nonfinite=1)
+def poisoned(network: Network, data_path: str, make_trainer: Make, strategy: str) -> tuple[bool, list[list[str]]]:
+    """Whether the second step has left all as it was; and the records of what was left out. It is guarded."""
+    module = Poisoned(Full(), network, partial(torch.optim.AdamW, lr=1e-2, fused=True), Constant(), skip_nonfinite=1)
     after: list[dict[str, Tensor]] = []
 
     class Weights(pl.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             after.append({name: tensor.clone() for name, tensor in trained_weights(module).items()})
 
-    trainer = make_trainer(devices=2, strategy="fsdp2", max_steps=3, callbacks=[Weights()])
+    trainer = make_trainer(
+        devices=2, strategy=strategy, max_epochs=1, max_steps=3, log_every_n_steps=100, callbacks=[Weights()]
+    )
     trainer.fit(module, make_data(network, data_path, 2))
     same = [all(torch.equal(after[n][name], after[n + 1][name]) for name in after[n]) for n in (0, 1)]
     assert all(tensor.isfinite().all() for tensor in after[2].values())
     return same == [True, False], [step.records for step in module.soundness.left_out]
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
 def test_a_step_that_is_no_number_in_one_process_is_left_out_in_all(
-    network: Network, data_path: str, make_trainer: Make
+    strategy: str, network: Network, data_path: str, make_trainer: Make
 ) -> None:
-    first, second = on_ranks(2, partial(poisoned, network, data_path, make_trainer))
+    first, second = on_ranks(2, partial(poisoned, network, data_path, make_trainer, strategy))
     assert first == second
     assert first[0]
     assert [len(records) for records in first[1]] == [2]  # of the one process's micro-batch alone

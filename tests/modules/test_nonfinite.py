@@ -19,7 +19,10 @@ from ftlab.data import FinetuneData
 from ftlab.data.leaks import Leaks
 from ftlab.errors import UserError
 from ftlab.methods import AdaLoRA, Full, LoRA
+from ftlab.methods.lisa import LISA
 from ftlab.modules import Cosine, FinetuneModule
+from ftlab.modules.nonfinite import Soundness
+from ftlab.modules.outcomes import can_be_guarded
 from ftlab.runs import CheckpointOptions, Run
 
 Make = Callable[..., Any]
@@ -80,6 +83,13 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 def adam(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2)
 
+
+FUSED: dict[str, Make] = {
+    "AdamW": lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1, fused=True),
+    "Adam": lambda groups: torch.optim.Adam(groups, lr=1e-2, weight_decay=0.1, amsgrad=True, fused=True),
+    "Adagrad": lambda groups: torch.optim.Adagrad(groups, lr=1e-2, weight_decay=0.1, fused=True),
+    "SGD": lambda groups: torch.optim.SGD(groups, lr=1e-2, weight_decay=0.1, fused=True),
+}
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pad": {"batching": "pad"},
@@ -158,8 +168,15 @@ def test_the_step_after_those_that_are_allowed(
 
 
 @pytest.mark.parametrize("stop", [2, 3, 8, 9])
+@pytest.mark.parametrize("fused", [False, True])
 def test_stops_leave_each_line_once(
-    stop: int, poisonous: tuple[int, str], make_module: Make, make_data: Make, make_trainer: Make, tmp_path: Path
+    stop: int,
+    fused: bool,
+    poisonous: tuple[int, str],
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    tmp_path: Path,
 ) -> None:
     """Three steps are left out; training is killed around them, with a checkpoint every second."""
 
@@ -170,10 +187,11 @@ def test_stops_leave_each_line_once(
 
     def train(run: Run, *callbacks: pl.Callback) -> Watch:
         data: FinetuneData = make_data()
-        module = make_module(LoRA(r=2, dropout=0.3), optimizer=adam, skip_nonfinite=3)
+        module = make_module(LoRA(r=2, dropout=0.3), optimizer=FUSED["AdamW"] if fused else adam, skip_nonfinite=3)
         watch = Watch()
         trainer = make_trainer(
             max_epochs=3,
+            log_every_n_steps=100 if fused else 1,
             callbacks=[
                 Poison(poisonous[0]),
                 NonfiniteSteps(run),
@@ -195,3 +213,171 @@ def test_stops_leave_each_line_once(
     assert [row.keys() for row in rows] == [{"step", "loss", "gradient_norm", "records"}] * 3
     assert all((row["loss"], row["gradient_norm"]) == ("nan", "nan") for row in rows)
     assert all(poisonous[1] in row["records"] for row in rows)
+
+
+# -------------------------------------------------------------------- known on the device first, and here a step later
+
+
+class States(Watch):
+    """And those of the optimiser."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.weights[trainer.global_step] |= {
+            f"{number} {name}": torch.as_tensor(value).clone()
+            for number, state in enumerate(trainer.optimizers[0].state.values())
+            for name, value in state.items()
+        }
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The optimiser steps that were taken before they were looked at."""
+    steps: list[int] = []
+    later = Soundness.later
+    monkeypatch.setattr(Soundness, "later", lambda self, step: (steps.append(step.number), later(self, step))[1])
+    return steps
+
+
+@pytest.mark.parametrize("optimizer", FUSED)
+@pytest.mark.parametrize("of", ["loss", "gradient"])
+def test_looking_later_changes_nothing(
+    optimizer: str,
+    of: str,
+    late: list[int],
+    poisonous: tuple[int, str],
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    curves: Any,
+) -> None:
+    """A training that looks at every step before it is taken, and one that does at some."""
+
+    def train(every: int) -> tuple[FinetuneModule, States, Any]:
+        watch, kept = States(), type(curves)()
+        module = make_module(LoRA(r=2, dropout=0.1), optimizer=FUSED[optimizer], skip_nonfinite=3)
+        trainer = make_trainer(
+            max_epochs=3,
+            logger=kept,
+            log_every_n_steps=every,
+            gradient_clip_val=1.0,
+            limit_val_batches=1.0,
+            callbacks=[Poison(poisonous[0], of=of), watch],
+        )
+        trainer.fit(module, make_data(batch_size=2))
+        return module, watch, kept
+
+    now, watched_now, curves_now = train(1)
+    assert not late
+    later, watched_later, curves_later = train(5)
+    assert late == [step for step in range(1, 25) if step % 5]
+    assert [step.row() for step in later.soundness.left_out] == [step.row() for step in now.soundness.left_out]
+    assert {step.step for step in now.soundness.left_out} & set(late)
+    assert watched_now.weights.keys() == watched_later.weights.keys() == set(range(25))
+    for step, expected in watched_now.weights.items():
+        there = watched_later.weights[step]
+        made = {
+            name for name in there if name not in expected
+        }  # a guarded optimiser makes its states where it is left out
+        assert not any(there[name].any() for name in made)
+        assert same(there, expected), step
+    for step in range(5, 25, 5):
+        row = dict(curves_now.rows[step])
+        window = [curves_now.rows[n].get("train_loss") for n in range(step - 4, step + 1)]
+        row.pop("train_loss", None)
+        logged = dict(curves_later.rows[step])
+        assert min(x for x in window if x) <= logged.pop("train_loss") <= max(x for x in window if x)
+        assert logged == row
+
+
+@pytest.mark.parametrize("ends", ["the next step", "the epoch", "validation", "a checkpoint"])
+def test_a_step_that_is_looked_at_later_ends_training_as_it_was_before(
+    ends: str,
+    late: list[int],
+    poisonous: tuple[int, str],
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    run: Run,
+    curves: Any,
+) -> None:
+    watch, module = States(), make_module(LoRA(r=2), optimizer=FUSED["AdamW"])
+    judged: list[int] = []
+
+    class Judged(pl.Callback):
+        def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            judged.append(trainer.global_step)
+
+    now = make_module(LoRA(r=2), optimizer=FUSED["AdamW"])
+    with pytest.raises(UserError) as expected:
+        make_trainer(callbacks=[Poison(poisonous[0])]).fit(now, make_data(batch_size=1))
+    step = now.soundness.refused.step
+    assert now.global_step == step - 1
+    options: dict[str, Any] = {
+        "the next step": {},
+        "the epoch": {"limit_train_batches": step},
+        "validation": {"val_check_interval": step, "limit_val_batches": 1.0},
+        "a checkpoint": {},
+    }[ends]
+    callbacks = [Poison(poisonous[0]), watch, Judged(), NonfiniteSteps(run)]
+    if ends == "a checkpoint":
+        callbacks.append(Checkpoints(run, CheckpointOptions(every_n_steps=step)))
+    trainer = make_trainer(log_every_n_steps=1000, logger=curves, callbacks=callbacks, **options)
+    with pytest.raises(UserError) as refusal:
+        trainer.fit(module, make_data(batch_size=1))
+    assert step in late
+    assert str(refusal.value) == str(expected.value)
+    assert module.soundness.refused.row() == now.soundness.refused.row()
+    assert [json.loads(line)["step"] for line in run.nonfinite.read_text().splitlines()] == [step]
+    assert trainer.global_step == step
+    assert max(watch.weights) == step or ends == "a checkpoint"
+    before = watch.weights[step - 1]
+    weights = {name: tensor for name, tensor in before.items() if name.startswith("network.")}
+    assert same(dict(module.named_parameters()), weights)
+    assert {int(state["step"]) for state in trainer.optimizers[0].state.values()} == {step - 1}
+    assert not judged
+    assert not curves.rows
+    assert not run.last.exists()
+
+
+def test_which_optimisers_are_guarded() -> None:
+    """Those that take a step of their own, or have states that begin with one, are not."""
+
+    class Own(torch.optim.AdamW):
+        pass
+
+    def groups() -> list[torch.nn.Parameter]:
+        return [torch.nn.Parameter(torch.ones(2))]
+
+    assert all(can_be_guarded(make(groups())) for make in FUSED.values())
+    assert not can_be_guarded(adam(groups()))
+    assert not can_be_guarded(torch.optim.SGD(groups(), momentum=0.9, fused=True))
+    assert not can_be_guarded(Own(groups(), fused=True))
+    assert not can_be_guarded(
+        torch.optim.AdamW([{"params": groups()}, {"params": groups(), "fused": False}], fused=True)
+    )
+
+
+@pytest.mark.parametrize("make_method", [lambda: AdaLoRA(init_r=4, target_r=1, warmup=0.0, final=0.1), LISA])
+def test_a_hook_after_the_step_sees_zeros(
+    make_method: Make,
+    late: list[int],
+    poisonous: tuple[int, str],
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+) -> None:
+    module, seen = make_module(make_method(), optimizer=FUSED["AdamW"], skip_nonfinite=3), {}
+    after_step = module.method.after_step
+
+    def look(network: torch.nn.Module, step: int) -> None:
+        seen[step] = [float(p.grad.abs().sum()) for p in network.parameters() if p.grad is not None]
+        after_step(network, step)
+
+    module.method.after_step = look
+    make_trainer(max_epochs=3, log_every_n_steps=100, callbacks=[Poison(poisonous[0])]).fit(module, make_data())
+    assert not late
+    out = [found.step for found in module.soundness.left_out]
+    assert len(out) == 3
+    assert [step for step, gradients in seen.items() if not any(gradients)] == out
+    assert all(math.isfinite(value) for gradients in seen.values() for value in gradients)
