@@ -114,10 +114,11 @@ class Looked(pl.Callback):
     def __init__(self) -> None:
         self.rows: set[tuple[bool, int]] = set()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         assert isinstance(pl_module, FinetuneModule)
         self.kind = type(pl_module.sharded).__name__
-        optimizer = trainer.optimizers[0]
         for parameter in pl_module.parameters():
             if parameter.shape == (96, 64):
                 tensors = (parameter, parameter.grad, *optimizer.state[parameter].values())

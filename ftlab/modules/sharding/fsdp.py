@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.strategies import FSDPStrategy as LightningsFSDP
@@ -41,13 +43,16 @@ class FSDPStrategy(DDPStrategy):
     module in torch's FSDP1; see `ftlab.modules.sharding.frozen` for why not.
 
     Args:
-        kwargs: As DDPStrategy takes them.
+        process_group_backend: By default nccl on GPUs and gloo on CPUs.
+        timeout: After which a process that waits for another gives up.
     """
 
     strategy_name = "fsdp"
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**({"gradient_as_bucket_view": True} | kwargs))
+    def __init__(
+        self, process_group_backend: str | None = None, timeout: timedelta | None = default_pg_timeout
+    ) -> None:
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout, gradient_as_bucket_view=True)
         self.before_sharding: list[Callable[[], Any]] = []
         """Are called while every process still has the whole network."""
         self.saves_parts = False
@@ -199,11 +204,7 @@ class FSDPStrategy(DDPStrategy):
 
 
 class FSDP2Strategy(FSDPStrategy):
-    """All in shards, as `FSDPStrategy` has it where a method leaves nothing frozen, whatever it leaves.
-
-    Args:
-        kwargs: As DDPStrategy takes them.
-    """
+    """All in shards, as `FSDPStrategy` has it where a method leaves nothing frozen. It takes the same arguments."""
 
     strategy_name = "fsdp2"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from ranks import on_ranks
@@ -13,6 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ftlab.errors import UserError
+from ftlab.methods import Full
+from ftlab.modules import FinetuneModule
 from ftlab.modules.sharding.network import shard
 from ftlab.networks import Network
 
@@ -64,3 +67,15 @@ def test_a_network_that_cannot_be_taken_apart_is_refused(
     said = on_ranks(1, partial(not_taken_apart, network, change))[0]
     assert said.startswith("trainer.strategy fsdp2: ")
     assert says in said
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2"])
+def test_no_device_holds_the_network_before_it_is_sharded(
+    strategy: str, network: Network, make_trainer: Callable[..., pl.Trainer]
+) -> None:
+    """Lightning has set the process's device where it is opened, which `meta` stands for here."""
+    module = FinetuneModule(Full(), network)
+    module.trainer = make_trainer(strategy=strategy)
+    with torch.device("meta"):
+        module.configure_model()
+    assert {tensor.device.type for tensor in (*module.parameters(), *module.buffers())} == {"cpu"}
