@@ -18,6 +18,7 @@ VERBS = {
     "test": "score a run on its test records",
     "predict": "answer the prompts of a file with a run",
     "prepare": "run the data of an experiment alone: what was read, left out and why, split, leaked, how long",
+    "plan": "say before it runs what an experiment takes: memory by part, the largest micro-batch, time, disk",
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
     "sweep": "run many trials of an experiment as a sweep file says, and find the best",
@@ -32,6 +33,7 @@ come to its end; the profile is that of slurm/profiles/, by default default.yaml
 
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
+    "plan": "ftlab.cli.plan",
     "generate": "ftlab.cli.generate",
     "export": "ftlab.cli.export",
     "sweep": "ftlab.cli.sweep",
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet.silence()
     sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
-        return _imported(verb, rest).run(verb, rest)
+        return _imported(verb, rest, argv is None).run(verb, rest)
     except UserError as error:
         if verbose:
             raise
@@ -82,9 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
 
 
-def _imported(verb: str, arguments: Sequence[str]) -> Any:
-    """The module of a verb, with all that it imports: that stays, so that the collector, which would go through it over
-    and over as it grows, rests meanwhile and leaves it alone afterwards."""
+def _imported(verb: str, arguments: Sequence[str], alone: bool) -> Any:
+    """The module of a verb, with all that it imports: the collector, which would go through it over and over as it
+    grows, rests meanwhile. Where the process is there for the verb `alone`, it leaves it alone afterwards, too."""
     module = _MODULES.get(verb, "ftlab.cli.verbs")
     if module in sys.modules:  # what this process has made since may be garbage
         return sys.modules[module]
@@ -95,7 +97,8 @@ def _imported(verb: str, arguments: Sequence[str]) -> Any:
             importlib.import_module("ftlab.cli.wandb").import_first(arguments)
         return importlib.import_module(module)
     finally:
-        gc.freeze()
+        if alone:
+            gc.freeze()
         if on:
             gc.enable()
 

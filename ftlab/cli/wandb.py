@@ -45,6 +45,8 @@ def import_first(arguments: Sequence[str]) -> None:
 
     W&B's classes look for their own source in all modules that are there: after torch that takes three times as long.
     """
+    if {"--help", "-h", "--print_config", "--on"} & {word.partition("=")[0] for word in arguments}:
+        return
     first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if first and _mode(_asked(arguments)) != "disabled":
         import wandb.apis.public  # noqa: F401  (wandb.init wants it, too)

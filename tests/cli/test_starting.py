@@ -60,8 +60,9 @@ def test_wandb_is_known_to_be_off(arguments: list[str], tmp_path: Path, monkeypa
 
 
 def test_the_collector_works_on_after_a_verb(workplace: Path) -> None:
-    code = "import gc; from ftlab.cli import main; main(['jobs']); print(gc.isenabled(), gc.get_freeze_count() > 0)"
-    assert in_a_fresh_process(code) == "True True"
+    code = "import gc, sys; from ftlab.cli import main; {}; print(gc.isenabled(), gc.get_freeze_count() > 0)"
+    assert in_a_fresh_process(code.format("sys.argv[1:] = ['jobs']; main()")) == "True True"
+    assert in_a_fresh_process(code.format("main(['jobs'])")) == "True False"  # a notebook's garbage is to be collected
 
 
 def test_the_collector_stays_off_where_it_was(workplace: Path) -> None:

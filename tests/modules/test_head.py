@@ -47,6 +47,7 @@ def adapted(config: peft.PeftConfig, **options: Any) -> Any:
 def in_few_bits() -> Any:
     network = llama()
     few = Linear4bit(16, 50, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+    few.support_avx512bf16_for_cpu = False  # as where ftlab opens a network: see ftlab.networks._keep_packing
     few.load_state_dict(network.lm_head.state_dict())
     network.lm_head = few.to("cpu")
     network.lm_head.requires_grad_(False)
