@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from ftlab.cli.split_batches import evenly
 from ftlab.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
     else:
         by = "batch_size" if data.batch_tokens is None else "batch_tokens"
         less = [
+            *_what_fits(experiment),
             f"lower data.{by} ({getattr(data, by)}) and raise trainer.accumulate_grad_batches "
             f"({config.trainer.accumulate_grad_batches}) by as much",
             "lower data.max_length",
@@ -62,6 +64,26 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
         ]
     then = experiment.run.next_start() if verb == "fit" else "the run is as it was"
     return Situation(at.doing or "the opening of data and network", at.shape, less, then)
+
+
+def _what_fits(experiment: Experiment) -> list[str]:
+    """The micro-batch that ftlab plan finds room for; nothing where it finds more than there was, or nothing."""
+    from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
+    from ftlab.planning import plan
+
+    shape, data = experiment.whereabouts.shape, experiment.datamodule
+    if shape is None or data.batch_tokens is not None:
+        return []
+    try:
+        device = device_of_this_machine(str(experiment.config.trainer.accelerator))
+        step = step_of(experiment, device.is_gpu, rows=shape[0], length=shape[1])
+        rows = plan(step, device, processes_of(experiment)).largest
+    except Exception:  # the one error that is to be told is that memory is out
+        return []
+    if not 0 < rows < shape[0]:
+        return []
+    of_step = data.batch_size * experiment.config.trainer.accumulate_grad_batches
+    return [f"give data.micro_batch {evenly(of_step, rows)}, which fits {device.name} by plan"]
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from ftlab.cli import ON_SLURM, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
+from ftlab.cli.split_batches import split_batches
 from ftlab.cli.wandb import WandbOptions, wandb_logger
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
@@ -125,6 +126,7 @@ class Experiment(LightningCLI):
         if isinstance(self.config.seed_everything, bool):
             raise UserError("seed_everything is a whole number: a seed that is drawn is another run each time")
         Seeds(**vars(self.config.seeds))  # refuses what data and module would refuse by other names
+        split_batches(self.config, self.largest_micro_batch)
         options = self.config.run
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
         if own is not None:
@@ -132,6 +134,16 @@ class Experiment(LightningCLI):
         options.experiment = options.experiment or experiment_name(self.files, "run")
         options.name = options.name or short_hash(self.resolved())
         self.run = Run(Path(options.root) / options.experiment / options.name)
+
+    def largest_micro_batch(self) -> int:
+        """Rows that the device takes at once, by plan.
+
+        Raises:
+            UserError: Not even one.
+        """
+        from ftlab.cli.micro_batch import largest  # which makes another experiment of this configuration
+
+        return largest(self.resolved())
 
     def _follow_the_run(self, own: Path) -> None:
         """Takes the place of a run from where its configuration lies: the directory may have been moved."""

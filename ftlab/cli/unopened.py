@@ -31,6 +31,10 @@ class Unopened(Experiment):
     """An experiment whose classes have taken their values, and whose run directory is known: the machine that submits
     may have neither the GPUs nor the memory to open it."""
 
+    def largest_micro_batch(self) -> int:
+        """Is found on the machine that trains."""
+        raise UserError("data.micro_batch auto asks the device that trains, which is not here: give a number")
+
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """One that takes the same steps on this machine's CPU."""
         config = self.config_init["trainer"]

@@ -123,8 +123,10 @@ class FinetuneModule(JudgedModule):
         refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
-        in_parts = isinstance(self.trainer.strategy, FSDPStrategy)  # a device need not hold it whole
-        network = self.pretrained.model(quantization, "cpu" if in_parts and not quantization else device)
+        if isinstance(self.trainer.strategy, FSDPStrategy) and not quantization:
+            device = torch.device("cpu")  # that of the process need not hold it whole
+        with device:  # Lightning has set that of the process, which would go before what is said here
+            network = self.pretrained.model(quantization, device)
         if self.gradient_checkpointing:  # before the method, which may have to refuse
             network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         batches = self._batches(device) if self.method.needs_batches else None
@@ -303,6 +305,7 @@ class FinetuneModule(JudgedModule):
         assert self.network is not None
         step = self.global_step + 1  # Lightning counts when this hook returns
         self.method.after_step(self.network, step)
+        optimizer.zero_grad()  # Lightning would do so after the next forward pass, whose activations want the memory
         if self._is_logged(step):
             self._log_step(step)
 

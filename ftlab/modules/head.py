@@ -77,6 +77,20 @@ class Head:
         """
         self.way = max(gathered(self._found(device)), key=_WAYS.index)
 
+    def try_without_values(self) -> None:
+        """Finds the way where tensors have no values to compare: by whether the network answers with its head's."""
+        if self._layer is None:
+            self.way = "whole"
+            return
+        ids = torch.zeros(1, _TOKENS, dtype=torch.long)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with without_gradients(), evaluating(self.network):
+            try:
+                self._by("fused", inputs, _TOKENS, ids[0, :-1], ids[0, 1:])
+                self.way = "fused"
+            except (_AnsweredOtherwise, RuntimeError, IndexError, ValueError):
+                self.way = "rows"
+
     def _by(self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
         if way == "whole":
             logits = _rows(self.network(**inputs).logits, length, places)
@@ -182,7 +196,7 @@ class _Fused(torch.autograd.Function):
             if not with_gradients:
                 continue
             # not in the logits themselves: a layer may need what it gave for its gradient
-            softmax = (scores - normal if scores.data_ptr() == logits.data_ptr() else scores.sub_(normal)).exp_()
+            softmax = (scores - normal if scores.dtype == logits.dtype else scores.sub_(normal)).exp_()
             softmax.scatter_(-1, chosen, softmax.gather(-1, chosen) - 1)
             gradients = torch.autograd.grad(logits, [part, *parameters], softmax.to(logits.dtype), allow_unused=True)
             of_rows.append(gradients[0])

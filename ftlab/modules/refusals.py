@@ -66,9 +66,14 @@ def refuse_other_base(method: Method, pretrained: Network) -> None:
     Raises:
         UserError: Not on this one.
     """
-    if (kind := pretrained.base_kind(method.quantization)) not in method.bases:
+    refuse_base(method, pretrained.base_kind(method.quantization), pretrained.path)
+
+
+def refuse_base(method: Method, kind: str, path: str) -> None:
+    """As `refuse_other_base`, of a base whose kind is known."""
+    if kind not in method.bases:
         raise UserError(
-            f"model.method: {type(method).__name__} does not work on a base in {kind}, which {pretrained.path} is, "
+            f"model.method: {type(method).__name__} does not work on a base in {kind}, which {path} is, "
             f"only on {', '.join(sorted(method.bases))}: take another of the two"
         )
 

@@ -39,7 +39,7 @@ class Found:
 
     Args:
         shape: Of the network, before its strategy had it.
-        held: Bytes of weights, gradients and moments after the second step.
+        held: Bytes of weights, gradients and moments before the third step.
         gathered: Bytes that came out of all-gathers in the third step.
         reduced: Bytes that went into sums, but for those of fewer values than any weight has.
     """
@@ -51,7 +51,7 @@ class Found:
 
 
 class Held(pl.Callback):
-    """What the network is, and the storages of weights, gradients and moments after the second step, each once."""
+    """What the network is, and the storages of weights, gradients and moments before the third step, each once."""
 
     def __init__(self) -> None:
         self.shape = Shape((), Weights(0, 0))
@@ -63,7 +63,7 @@ class Held(pl.Callback):
         assert pl_module.network is not None
         self.shape = Shape.of(pl_module.network)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if trainer.global_step == 2:
             weights = list(pl_module.parameters())
             if isinstance(pl_module.sharded, FrozenShards):
@@ -172,7 +172,7 @@ def adapted(size: str, method: str) -> torch.nn.Module:
 @pytest.mark.parametrize("size", SHAPES)
 def test_the_how_to_shows_the_formulas(size: str, method: str) -> None:
     shape = Shape.of(adapted(size, method))
-    lines = (Path(__file__).parents[1] / "docs/how-to/scale.md").read_text().splitlines()
+    lines = (Path(__file__).parents[2] / "docs/how-to/scale.md").read_text().splitlines()
     for strategy, cost_of in {"ddp": ddp, "fsdp": fsdp, "fsdp2": fsdp2}.items():
         costs = [cost_of(shape, processes) for processes in (2, 8, 16)]
         memory = " | ".join(f"{cost.memory / 1e9:.1f}" for cost in costs)

@@ -1,0 +1,51 @@
+"""`data.micro_batch`: the batch of an optimiser step as it was asked for, in pieces that the device takes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ftlab.errors import UserError
+
+
+def split_batches(config: Any, largest: Callable[[], int]) -> None:
+    """Puts `data.batch_size` and `trainer.accumulate_grad_batches` in the place of `data.micro_batch`; their product
+    stays.
+
+    Args:
+        config: Of an experiment.
+        largest: Gives the most rows that the device takes at once, for `auto`.
+
+    Raises:
+        UserError: The batch does not go evenly into such pieces, or is not counted in rows.
+    """
+    data, trainer = config.data, config.trainer
+    wanted = data.micro_batch
+    if wanted is None:
+        return
+    if data.batch_tokens is not None:
+        raise UserError("data.micro_batch counts rows, and data.batch_tokens tokens: give one of the two")
+    rows = data.batch_size * trainer.accumulate_grad_batches
+    if wanted == "auto":
+        wanted = evenly(rows, largest())
+    elif wanted < 1 or rows % wanted:
+        raise UserError(
+            f"data.micro_batch is {wanted}, and an optimiser step has {rows} rows on a device (data.batch_size x "
+            "trainer.accumulate_grad_batches): give a number that goes into it"
+        )
+    for name in ("val_check_interval", "limit_train_batches"):  # which Lightning counts in micro-batches
+        count = trainer[name]
+        if isinstance(count, int):
+            if count * data.batch_size % wanted:
+                raise UserError(
+                    f"trainer.{name} is {count} micro-batches of {data.batch_size} rows, which is no number of such of "
+                    f"{wanted}: give one that is, or a share of an epoch such as 0.5"
+                )
+            trainer[name] = count * data.batch_size // wanted
+    data.micro_batch, data.batch_size = None, wanted
+    trainer.accumulate_grad_batches = rows // wanted
+
+
+def evenly(rows: int, most: int) -> int:
+    """The largest number up to `most` that goes into `rows`."""
+    return max(size for size in range(1, min(most, rows) + 1) if rows % size == 0)

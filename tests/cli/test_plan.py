@@ -1,0 +1,179 @@
+"""`ftlab plan`, `data.micro_batch`, and what is said where memory runs out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import Namespace
+
+from ftlab.cli import breakdowns
+from ftlab.cli.split_batches import split_batches
+from ftlab.errors import UserError
+from ftlab.planning import Device
+
+TOP = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def at_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOP)
+
+
+def test_of_a_network_that_is_not_here_for_a_device_that_is_not_here(at_top: None, ftlab: Any) -> None:
+    command = ["plan", "-c", "experiments/e2e_qlora.yaml", "--device", "RTX 4090", "--trainer.precision", "bf16-mixed"]
+    answer = ftlab(*command, "--lengths", "64")
+    assert answer.code == 0
+    assert "QLoRA of openai-community/gpt2: " in answer.out
+    assert " on RTX 4090:" in answer.out
+    assert " of 24.41 GB usable" in answer.out
+    assert "the largest micro-batch that fits: " in answer.out
+    assert "(at 30 % of its peak); 300 steps: about 1 min" in answer.out
+    assert not (TOP / "runs" / "e2e_qlora").exists()
+
+
+def test_what_does_not_fit_says_what_would(workplace: Path, ftlab: Any) -> None:
+    answer = ftlab("plan", "-c", "tiny.yaml", "--device", "0.6012 GB", "--lengths", "128", "--batches", "64")
+    assert answer.code == 1
+    assert answer.err.startswith("ftlab: 64 rows of 128 tokens take ")
+    assert ", and 0.6012 GB has 1.16 MB: take " in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_time_from_the_data_that_is_here(workplace: Path, ftlab: Any) -> None:
+    answer = ftlab("plan", "-c", "tiny.yaml", "--device", "H100")
+    assert " tokens/s (at 30 % of its peak); 4 steps: about 1 min" in answer.out
+
+
+def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
+    for name in ("full", "lora"):
+        method = {"model": {"method": {"class_path": f"ftlab.methods.{'Full' if name == 'full' else 'LoRA'}"}}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(method))
+    command = ["plan", "-c", "tiny.yaml", "--device", "16 GB", "--methods", "full.yaml,lora.yaml", "--batches", "1,4"]
+    answer = ftlab(*command, "--lengths", "32,64", "--checkpointing", "both", "--json", "plan.json")
+    assert answer.code == 0
+    assert "16 GB, 14.94 GB usable" in answer.out
+    found = json.loads(Path("plan.json").read_text())
+    cells = [(cell["method"], cell["rows"], cell["length"], cell["checkpointing"]) for cell in found]
+    assert len(set(cells)) == 2 * 2 * 2 * 2
+    peaks = dict(zip(cells, (cell["peak"] for cell in found), strict=True))
+    assert peaks["full.yaml", 4, 64, False] > peaks["full.yaml", 1, 64, False] > peaks["full.yaml", 1, 32, False]
+    assert peaks["full.yaml", 4, 64, False] > peaks["lora.yaml", 4, 64, False] > peaks["lora.yaml", 4, 64, True]
+    assert all(sum(cell["parts"].values()) == cell["peak"] and cell["fits"] for cell in found)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ([], "ftlab plan needs an experiment: give -c FILE, as to ftlab fit"),
+    (["-c", "tiny.yaml", "--device", "RTX 4080"], "device: there is no 'RTX 4080'; did you mean RTX 4090"),
+    (["-c", "tiny.yaml", "--batches", "0"], "argument --batches: invalid _numbers value: '0'"),
+    (["-c", "tiny.yaml", "--methods", "nope"], "methods: there is no experiments/method/nope.yaml"),
+    (["-c", "tiny.yaml", "--trainer.max_stps", "3"], "there is no key trainer.max_stps: did you mean"),
+    (["-c", "tiny.yaml", "--model.network.path", "nobody/nothing"], "ftlab plan knows the shape of "),
+    (["-c", "tiny.yaml", "--trainer.precision", "16-true"], "trainer.precision 16-true cannot be planned"),
+    (["-c", "tiny.yaml", "--json", "no/such/place"], "json: no/such/place cannot be written"),
+    (["-c", "tiny.yaml", "--data.micro_batch", "auto"], "data.micro_batch auto asks the device that trains"),
+])  # fmt: skip
+def test_bad_input(words: list[str], said: str, workplace: Path, refused: Callable[..., str]) -> None:
+    assert said in refused("plan", *words)
+
+
+def test_help_lists_its_options(ftlab: Any) -> None:
+    answer = ftlab("plan", "--help")
+    assert answer.code == 0
+    for option in ("--device", "--methods", "--batches", "--lengths", "--checkpointing", "--json"):
+        assert option in answer.out
+
+
+# ---------------------------------------------------------------- data.micro_batch
+
+
+@given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 100))
+def test_the_batch_of_a_step_stays(batch: int, accumulate: int, most: int) -> None:
+    data = Namespace(micro_batch="auto", batch_size=batch, batch_tokens=None)
+    trainer = Namespace(accumulate_grad_batches=accumulate, val_check_interval=0.5, limit_train_batches=None)
+    config = Namespace(data=data, trainer=trainer)
+    split_batches(config, lambda: most)
+    assert config.data.batch_size * config.trainer.accumulate_grad_batches == batch * accumulate
+    assert config.data.batch_size <= most
+    sizes = [size for size in range(1, batch * accumulate + 1) if batch * accumulate % size == 0 and size <= most]
+    assert (config.data.batch_size, config.data.micro_batch) == (max(sizes), None)
+
+
+@pytest.mark.parametrize(("batches", "said"), [
+    ({"micro_batch": 3}, "data.micro_batch is 3, and an optimiser step has 8 rows"),
+    ({"micro_batch": 0}, "data.micro_batch is 0, and an optimiser step has 8 rows"),
+    ({"micro_batch": 8}, "trainer.val_check_interval is 3 micro-batches of 4 rows, which is no number of such of 8"),
+    ({"micro_batch": 2, "batch_tokens": 100}, "data.micro_batch counts rows, and data.batch_tokens tokens"),
+])  # fmt: skip
+def test_a_batch_that_does_not_go_into_such_pieces(batches: dict[str, Any], said: str) -> None:
+    data = Namespace(**{"batch_size": 4, "batch_tokens": None} | batches)
+    trainer = Namespace(accumulate_grad_batches=2, val_check_interval=3, limit_train_batches=None)
+    config = Namespace(data=data, trainer=trainer)
+    with pytest.raises(UserError, match=said):
+        split_batches(config, lambda: 1)
+
+
+def test_a_step_in_pieces_is_the_step(workplace: Path, ftlab: Any) -> None:
+    """A LoRA, whose dropout is 0 by default: the loss is the same but for rounding."""
+    losses = {}
+    for name, words in {"whole": (), "pieces": ("--data.micro_batch", 2)}.items():
+        assert ftlab("fit", "-c", "tiny.yaml", "--run.name", name, *words).code == 0
+        (run,) = Path("runs").glob(f"*/{name}")
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["data"]["micro_batch"] is None
+        shape = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+        assert shape == ((4, 1) if name == "whole" else (2, 2))
+        assert config["trainer"]["val_check_interval"] == (2 if name == "whole" else 4)
+        losses[name] = json.loads((run / "scores.json").read_text())["val_loss"]
+    assert losses["pieces"] == pytest.approx(losses["whole"], rel=1e-4)
+
+
+def test_auto_takes_what_fits(workplace: Path, ftlab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = {"bytes": 0.0}
+    monkeypatch.setattr(
+        "ftlab.cli.micro_batch.device_of_this_machine", lambda _: Device("a small one", room["bytes"], is_gpu=False)
+    )
+    command = ["fit", "-c", "tiny.yaml", "--data.micro_batch", "auto", "--trainer.max_steps", 1]
+    answer = ftlab(*command)
+    assert answer.code == 1
+    assert "not one row of 128 tokens fits a small one: see ftlab plan, and lower data.max_length" in answer.err
+    for rows in (1, 4):
+        assert ftlab("plan", "-c", "tiny.yaml", "--batches", rows, "--device", "1 GB", "--json", "found.json").code == 0
+        room["bytes"] = 1.02 * json.loads(Path("found.json").read_text())[0]["peak"]
+        assert ftlab(*command, "--run.name", f"rows{rows}").code == 0
+        (run,) = Path("runs").glob(f"*/rows{rows}")
+        assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == rows
+
+
+# ---------------------------------------------------------------- memory that runs out
+
+
+class At:
+    shape = (64, 128)
+
+
+def test_what_fits_is_said_where_memory_runs_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ftlab.cli.experiment import Experiment
+
+    experiment = Experiment(["-c", "tiny.yaml"])
+    monkeypatch.setattr(experiment, "whereabouts", At())
+    enough = Device("a large one", 1e12, is_gpu=False)
+    for device, said in ((Device("a small one", 2e7, is_gpu=False), "which fits a small one by plan"), (enough, "")):
+        monkeypatch.setattr("ftlab.cli.planned.device_of_this_machine", lambda _, device=device: device)
+        told = breakdowns._what_fits(experiment)
+        assert [said in part for part in told] == ([True] if said else [])
+
+
+def test_memory_of_this_machine() -> None:
+    from ftlab.cli.planned import device_of_this_machine
+
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    device = device_of_this_machine("cpu")
+    assert (device.is_gpu, device.usable) == (False, 0.8 * total)
