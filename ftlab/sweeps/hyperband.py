@@ -35,16 +35,23 @@ class Hyperband:
         rungs = (int(max_iter / eta**n) for n in range(1, s + 1))
         return cls(tuple(sorted({rung for rung in rungs if rung >= 1})), eta, strict)
 
-    def stops(self, own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
-        """Whether a trial is to be stopped.
+    def stops(self, own: Sequence[float], others: Iterable[Sequence[float]], seen: int = 0) -> bool:
+        """Whether a trial is to be stopped, at any of the rungs that it has come to since it was last judged.
 
         Args:
             own: Its values at each validation so far; lower is better.
             others: Those of all other trials, ended or not.
+            seen: How many of its values there were then. A fast trial passes several rungs between two looks.
         """
-        rung = max((rung for rung in self.rungs if rung <= len(own)), default=None)
-        if rung is None:
-            return False
+        curves = list(others)
+        new = [rung for rung in self.rungs if seen < rung <= len(own)]
+        return any(self._stops_at(rung, own, curves) for rung in new or self._last(len(own)))
+
+    def _last(self, values: int) -> list[int]:
+        """The last rung that a trial with so many values has come to, where there is one: others come there, too."""
+        return [rung for rung in self.rungs if rung <= values][-1:]
+
+    def _stops_at(self, rung: int, own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
         value = own[rung - 1]
         there = sorted([value, *(other[rung - 1] for other in others if len(other) >= rung)])
         last = max(int(len(there) / self.eta), 1) - 1 if self.strict else int(len(there) / self.eta)

@@ -116,7 +116,7 @@ class Study:
 
     def report(self, task: Task, values: Sequence[float]) -> bool:
         """Notes the values of the metric at each validation so far; returns whether the trial is to be stopped."""
-        there = self.storage.get_trial(task.trial_id).intermediate_values
+        there = dict(self.storage.get_trial(task.trial_id).intermediate_values)
         for step, value in enumerate(values, 1):
             if there.get(step) != value:
                 self.storage.set_trial_intermediate_value(task.trial_id, step, value)
@@ -125,7 +125,7 @@ class Study:
         sign = -1 if self.file.maximize else 1
         others = [trial.intermediate_values for trial in self.trials() if trial._trial_id != task.trial_id]
         curves = [[sign * other[step] for step in sorted(other)] for other in others]
-        return self.file.hyperband.stops([sign * value for value in values], curves)
+        return self.file.hyperband.stops([sign * value for value in values], curves, seen=len(there))
 
     def finish(self, task: Task, state: TrialState, value: float | None = None, error: str | None = None) -> None:
         """Notes what has come of a trial, and gives its run back."""

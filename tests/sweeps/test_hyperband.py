@@ -15,6 +15,7 @@ def test_rungs_are_those_of_wandbs_documentation() -> None:
 @pytest.mark.parametrize(
     ("own", "others", "stopped"),
     [
+        ([9.0, 1.0, 1.0], [[2.0], [3.0]], True),  # it was at rung 3 before it was looked at: judged at rung 1, too
         ([5.0], [], False),  # nobody to compare with
         ([5.0, 5.0], [[1.0], [2.0]], True),  # the others have not come so far, but judged at rung 1
         ([2.0], [[1.0], [3.0]], False),  # the second of three: W&B's threshold is the value at place 3/3
@@ -33,3 +34,10 @@ def test_strictly_only_the_best_third_goes_on() -> None:
     strict = Hyperband((1,), eta=3, strict=True)
     others = [[1.0], [2.0], [3.0], [5.0], [6.0]]
     assert [strict.stops([value], others) for value in (0.5, 1.5, 2.5)] == [False, False, True]
+
+
+def test_a_rung_that_it_was_judged_at_stays_behind() -> None:
+    others = [[1.0, 1.0, 4.0], [2.0, 2.0, 5.0]]
+    hyperband = Hyperband((1, 3), eta=3)
+    assert not hyperband.stops([9.0, 9.0, 3.0], others, seen=1)  # the best of three at rung 3
+    assert hyperband.stops([9.0, 9.0, 3.0], others, seen=0)
