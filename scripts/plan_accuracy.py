@@ -145,12 +145,12 @@ def measured(network: str, method: str, precision: str, length: int, checkpointi
     profiler."""
     from torch.profiler import ProfilerActivity, profile
 
+    from ftlab.modules.activations import checkpoint_blocks
     from ftlab.modules.head import Head
 
     pretrained, how = Network(network), METHODS[method]()
     opened = pretrained.model(how.quantization)
-    if checkpointing:
-        opened.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(opened, checkpointing)
     torch.manual_seed(0)
     trained = how.adapt(opened).train()
     optimizer = adamw(how.param_groups(trained))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from ftlab.cli.split_batches import evenly
+from ftlab.cli.open_choices import evenly
 from ftlab.errors import UserError, out_of_memory
 
 if TYPE_CHECKING:

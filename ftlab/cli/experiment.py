@@ -35,13 +35,14 @@ from ftlab.callbacks import (
 )
 from ftlab.cli import ON_SLURM, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
+from ftlab.cli.open_choices import choose_checkpointing, split_batches
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
-from ftlab.cli.split_batches import split_batches
 from ftlab.cli.wandb import WandbOptions, wandb_logger
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
+from ftlab.modules.activations import GradientCheckpointing
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
@@ -126,6 +127,7 @@ class Experiment(LightningCLI):
         if isinstance(self.config.seed_everything, bool):
             raise UserError("seed_everything is a whole number: a seed that is drawn is another run each time")
         Seeds(**vars(self.config.seeds))  # refuses what data and module would refuse by other names
+        choose_checkpointing(self.config, self.first_way)
         split_batches(self.config, self.largest_micro_batch)
         options = self.config.run
         own = next((file for file in self.files if (file.parent / "provenance.json").is_file()), None)
@@ -141,9 +143,19 @@ class Experiment(LightningCLI):
         Raises:
             UserError: Not even one.
         """
-        from ftlab.cli.micro_batch import largest  # which makes another experiment of this configuration
+        from ftlab.cli.by_plan import largest  # which makes another experiment of this configuration
 
         return largest(self.resolved())
+
+    def first_way(self) -> GradientCheckpointing:
+        """What is computed again so that a micro-batch fits the device, by plan.
+
+        Raises:
+            UserError: It does not fit.
+        """
+        from ftlab.cli.by_plan import first_way
+
+        return first_way(self.resolved())
 
     def _follow_the_run(self, own: Path) -> None:
         """Takes the place of a run from where its configuration lies: the directory may have been moved."""

@@ -21,9 +21,10 @@ from ftlab.cli import VERBS
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
 from ftlab.errors import UserError
+from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
 from ftlab.networks import base_kind
-from ftlab.planning import PARTS, Device, Plan, device_named, plan, shape_of
+from ftlab.planning import PARTS, Device, Plan, device_named, plan, shape_of, ways_on
 
 _DESCRIPTION = f"""{VERBS["plan"]}.
 
@@ -40,13 +41,13 @@ class Choice:
         method: Name of a file in experiments/method/, or its path; None is the experiment's own.
         rows: Of a micro-batch.
         length: Tokens of a row.
-        checkpointing: Whether activations are computed again.
+        checkpointing: What is computed again.
     """
 
     method: str | None
     rows: int | None
     length: int | None
-    checkpointing: bool | None
+    checkpointing: GradientCheckpointing | None
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -60,9 +61,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     device = device_named(options.device) if options.device else device_of_this_machine()
     choices = [
         Choice(*chosen)
-        for chosen in itertools.product(
-            options.methods, options.batches, options.lengths, _AGAIN[options.checkpointing]
-        )
+        for chosen in itertools.product(options.methods, options.batches, options.lengths, options.checkpointing)
     ]
     plans = list(_plans(choices, rest, device))
     if options.json:
@@ -70,7 +69,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if len(plans) == 1:
         ((_, experiment, found),) = plans
         return _tell(experiment, found)
-    Console().print(_table(plans, device))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
     return 0
 
 
@@ -83,6 +82,8 @@ def _plans(choices: Sequence[Choice], rest: Sequence[str], device: Device) -> It
         step = step_of(experiment, device.is_gpu, choice.length, choice.rows)
         if choice.checkpointing is not None:
             step = replace(step, checkpointing=choice.checkpointing)
+        if step.checkpointing not in ways_on(device):
+            raise UserError(f"{device.name} has no memory beside the host's: offloaded is for a GPU (--device)")
         with redirect_stderr(StringIO()):  # libraries' advice on training
             found = plan(step, device, processes_of(experiment))
         yield choice, experiment, found
@@ -105,7 +106,7 @@ def _with_method(words: Sequence[str], name: str | None) -> list[str]:
 def _tell(experiment: Unopened, found: Plan) -> int:
     rehearsal, batch, device = found.rehearsal, found.step.batch, found.device
     method, network = type(found.step.method).__name__, found.step.network
-    checkpointing = ", activations computed again" if found.step.checkpointing else ""
+    checkpointing = f", {_AGAIN[found.step.checkpointing]}" if found.step.checkpointing else ""
     print(
         f"{method} of {network.path}: {_count(rehearsal.parameters)} parameters, {_count(rehearsal.trained)} trained "
         f"({rehearsal.trained / rehearsal.parameters:.2%}), {experiment.config.trainer.precision}{checkpointing}"
@@ -136,10 +137,13 @@ def does_not_fit(found: Plan) -> str:
     ways = []
     if found.largest:
         ways.append(f"micro-batches of {found.largest} rows (data.batch_size, trainer.accumulate_grad_batches)")
-    if not step.checkpointing:
-        again = plan(replace(step, checkpointing=True), device, found.processes)
+    order = ways_on(device)
+    for way in order[order.index(step.checkpointing) + 1 :]:
+        again = plan(replace(step, checkpointing=way, counted=False), device, found.processes)
         if again.largest:
-            ways.append(f"model.gradient_checkpointing true, with up to {again.largest} rows")
+            ways.append(f"model.gradient_checkpointing {_KEYS[way]}, with up to {again.largest} rows")
+        if again.fits:
+            break
     if not ways:
         ways.append("a lower data.max_length, a base in fewer bits, or more devices")
     return (
@@ -189,20 +193,30 @@ _WORDS = {
 }
 
 
+_WIDE = 120
+"""Columns of a table that goes into a file."""
+
+_KEYS: dict[GradientCheckpointing, str] = {way: str(way).lower() for way in WAYS}
+_AGAIN: dict[GradientCheckpointing, str] = {
+    "selective": "activations but for products computed again",
+    True: "activations computed again",
+    "offloaded": "activations computed again, from inputs in the host's memory",
+}
+
 # ---------------------------------------------------------------- a table
 
 
 def _table(plans: Sequence[tuple[Choice, Unopened, Plan]], device: Device) -> Table:
     table = Table(title=f"{device.name}, {_gb(device.usable).strip()} usable", title_justify="left")
     for name in ("method", "rows", "tokens", "computed again", "peak", "fits", "largest", "tokens/s", "checkpoint"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for choice, _, found in plans:
         rate = f"{found.tokens_a_second:,.0f}" if found.tokens_a_second is not None else ""
         table.add_row(
             choice.method or type(found.step.method).__name__,
             str(found.step.batch.rows),
             f"{found.step.batch.length:,}",
-            "yes" if found.step.checkpointing else "no",
+            _KEYS[found.step.checkpointing],
             _gb(found.memory).strip(),
             "yes" if found.fits else "no",
             str(found.largest),
@@ -270,25 +284,31 @@ def _parser(verb: str) -> argparse.ArgumentParser:
     parser.add_argument("--lengths", type=_numbers, default=[None], help=f"tokens of a row; {several}")
     parser.add_argument(
         "--checkpointing",
-        choices=list(_AGAIN),
-        help="yes, no or both: whether activations are computed again",
+        type=_ways,
+        default=[None],
+        help=f"what is computed again: {', '.join(_KEYS.values())}; all four; or several with commas between",
     )
     parser.add_argument("--json", type=Path, help="a file for all figures, in bytes and seconds")
     return parser
-
-
-_AGAIN: dict[str | None, list[bool | None]] = {None: [None], "yes": [True], "no": [False], "both": [False, True]}
 
 
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
+def _ways(text: str) -> list[GradientCheckpointing]:
+    by_key = {key: way for way, key in _KEYS.items()}
+    words = list(by_key) if text == "all" else _words(text)
+    if not words or not by_key.keys() >= set(words):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(by_key)}, and not all")
+    return [by_key[word] for word in words]
+
+
 def _numbers(text: str) -> list[int]:
-    numbers = [int(word) for word in _words(text)]
-    if not numbers or min(numbers) < 1:
-        raise ValueError
-    return numbers
+    words = _words(text)
+    if not words or not all(word.isdecimal() and int(word) for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} are no numbers from 1 on")
+    return [int(word) for word in words]
 
 
 def _gb(size: float) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule
+from ftlab.modules.activations import GradientCheckpointing
 from ftlab.modules.optimizers.hidden import mark_hidden
 from ftlab.modules.refusals import refuse_scaled_gradients
 
@@ -34,6 +35,13 @@ class Unopened(Experiment):
     def largest_micro_batch(self) -> int:
         """Is found on the machine that trains."""
         raise UserError("data.micro_batch auto asks the device that trains, which is not here: give a number")
+
+    def first_way(self) -> GradientCheckpointing:
+        """Is found on the machine that trains."""
+        raise UserError(
+            "model.gradient_checkpointing auto asks the device that trains, which is not here: give false, selective, "
+            "true or offloaded (ftlab plan --checkpointing all shows them)"
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """One that takes the same steps on this machine's CPU."""

@@ -16,6 +16,7 @@ from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
+from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks, refuse_offloading
 from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness, Step
@@ -61,8 +62,10 @@ class FinetuneModule(JudgedModule):
         network: The pretrained network.
         optimizer: Called with the method's parameter groups.
         schedule: Called with the optimiser and the number of optimiser steps.
-        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
-            about a quarter more time.
+        gradient_checkpointing: What of a decoder block's forward pass is computed again in the backward pass instead of
+            being kept: false, nothing; selective, all but what matrix products and attention come to; true, all of it,
+            which takes about a quarter more time; offloaded, all of it, with the blocks' inputs in the host's memory;
+            auto, on the command line, the first of these with which a micro-batch fits the device by plan.
         decoding: How answers are generated when the network is judged.
         metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
             of a function `(prediction, references) -> float` of your own.
@@ -78,7 +81,7 @@ class FinetuneModule(JudgedModule):
         network: Network,
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: GradientCheckpointing | Literal["auto"] = False,
         decoding: Decoding | None = None,
         metrics: list[str] | None = None,
         skip_nonfinite: int = 0,
@@ -88,6 +91,8 @@ class FinetuneModule(JudgedModule):
         super().__init__(decoding, metrics)
         if skip_nonfinite < 0:
             raise UserError(f"model.skip_nonfinite is {skip_nonfinite}: give a number of steps, from 0 on")
+        if gradient_checkpointing == "auto":
+            raise UserError(f"model.gradient_checkpointing auto is for ftlab fit: give one of {WAYS}")
         self.method = method
         self.pretrained = network
         self.optimizer = optimizer
@@ -123,12 +128,12 @@ class FinetuneModule(JudgedModule):
         refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
+        refuse_offloading(self.gradient_checkpointing, device)
         if isinstance(self.trainer.strategy, FSDPStrategy) and not quantization:
             device = torch.device("cpu")  # that of the process need not hold it whole
         with device:  # Lightning has set that of the process, which would go before what is said here
             network = self.pretrained.model(quantization, device)
-        if self.gradient_checkpointing:  # before the method, which may have to refuse
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_blocks(network, self.gradient_checkpointing)  # before the method, which may have to refuse
         batches = self._batches(device) if self.method.needs_batches else None
         self.network = self.method.adapt(network, batches).train()
         if fitting:

@@ -3,7 +3,7 @@ many."""
 
 from ftlab.planning.devices import DEVICES, Device, device_named, operations_of
 from ftlab.planning.ledger import PARTS, Ledger, Part
-from ftlab.planning.plan import Plan, Processes, plan
+from ftlab.planning.plan import Plan, Processes, memory_of, plan, ways_on
 from ftlab.planning.processes import Cost, Shape, Weights, ddp, fsdp, fsdp2
 from ftlab.planning.rehearsal import Batch, Rehearsal, Step, rehearse
 from ftlab.planning.skeleton import SHAPES, shape_of, skeleton, without_values
@@ -27,10 +27,12 @@ __all__ = [
     "device_named",
     "fsdp",
     "fsdp2",
+    "memory_of",
     "operations_of",
     "plan",
     "rehearse",
     "shape_of",
     "skeleton",
+    "ways_on",
     "without_values",
 ]

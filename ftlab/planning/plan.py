@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.planning.devices import Device
 from ftlab.planning.processes import Cost, ddp, fsdp, fsdp2
 from ftlab.planning.rehearsal import Rehearsal, Step, rehearse
@@ -91,6 +92,21 @@ class Plan:
         return self.rehearsal.trained_bytes + self.rehearsal.optimizer_bytes
 
 
+def ways_on(device: Device) -> tuple[GradientCheckpointing, ...]:
+    """From the fastest on: a CPU's activations are in the host's memory already."""
+    return tuple(way for way in WAYS if device.is_gpu or way != "offloaded")
+
+
+def memory_of(step: Step, processes: Processes) -> float:
+    """Bytes that a step takes of a device at its peak.
+
+    Raises:
+        UserError: It cannot be rehearsed.
+    """
+    found = rehearse(step)
+    return found.memory + processes.beside(found)
+
+
 def plan(step: Step, device: Device, processes: Processes | None = None) -> Plan:
     """Rehearses a step, and finds the largest micro-batch that fits the device.
 
@@ -104,8 +120,9 @@ def plan(step: Step, device: Device, processes: Processes | None = None) -> Plan
     def left(rows: int) -> float:
         """Bytes that are left, or lack."""
         batch = replace(step.batch, rows=rows)
-        found = asked if batch == step.batch else rehearse(replace(step, batch=batch, counted=False))
-        return device.usable - found.memory - processes.beside(found)
+        if batch == step.batch:
+            return device.usable - asked.memory - processes.beside(asked)
+        return device.usable - memory_of(replace(step, batch=batch, counted=False), processes)
 
     return Plan(step, asked, device, processes, largest_batch(left, step.batch.rows))
 

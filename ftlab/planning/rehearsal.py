@@ -21,12 +21,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ftlab.errors import UserError, one_line
 from ftlab.methods import Method
+from ftlab.modules.activations import GradientCheckpointing, checkpoint_blocks
 from ftlab.modules.head import Head
 from ftlab.networks import Network, count_parameters
 from ftlab.planning.ledger import BLOCK, Ledger, Part
@@ -99,7 +101,7 @@ class Step:
         optimizer: Over the method's groups.
         precision: Lightning's plugin.
         batch: A micro-batch.
-        checkpointing: Whether activations are computed again in the backward pass.
+        checkpointing: What is computed again in the backward pass.
         accumulate: Whether an optimiser step has more micro-batches than one.
         on_gpu: Whether types and workspaces are those of CUDA.
         counted: Whether operations are counted, too.
@@ -110,7 +112,7 @@ class Step:
     optimizer: Callable[[list[dict[str, Any]]], Optimizer]
     precision: Precision
     batch: Batch
-    checkpointing: bool = False
+    checkpointing: GradientCheckpointing = False
     accumulate: bool = False
     on_gpu: bool = True
     counted: bool = True
@@ -146,8 +148,7 @@ def rehearse(step: Step, loss: Loss | None = None) -> Rehearsal:
 
 def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
     network, method = skeleton(step.network, step.method.quantization), step.method
-    if step.checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(network, step.checkpointing, _elsewhere)
     adapted = method.adapt(network).train()
     step.precision.convert_module(adapted)
     count_from_now(mode)
@@ -184,6 +185,13 @@ def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
         sum(p.nbytes for p in parameters),
         optimizer.bytes if optimizer else 0,
         Shape.of(adapted),
+    )
+
+
+def _elsewhere() -> saved_tensors_hooks:
+    """Has tensors that are kept for the backward pass be held by nobody until they are wanted."""
+    return saved_tensors_hooks(
+        lambda tensor: (tensor.shape, tensor.dtype), lambda said: torch.empty(said[0], dtype=said[1])
     )
 
 

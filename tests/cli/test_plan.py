@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jsonargparse import Namespace
 
 from ftlab.cli import breakdowns
-from ftlab.cli.split_batches import split_batches
+from ftlab.cli.open_choices import split_batches
 from ftlab.errors import UserError
 from ftlab.planning import Device
 
@@ -57,7 +57,7 @@ def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
         method = {"model": {"method": {"class_path": f"ftlab.methods.{'Full' if name == 'full' else 'LoRA'}"}}}
         Path(f"{name}.yaml").write_text(yaml.safe_dump(method))
     command = ["plan", "-c", "tiny.yaml", "--device", "16 GB", "--methods", "full.yaml,lora.yaml", "--batches", "1,4"]
-    answer = ftlab(*command, "--lengths", "32,64", "--checkpointing", "both", "--json", "plan.json")
+    answer = ftlab(*command, "--lengths", "32,64", "--checkpointing", "false,true", "--json", "plan.json")
     assert answer.code == 0
     assert "16 GB, 14.94 GB usable" in answer.out
     found = json.loads(Path("plan.json").read_text())
@@ -72,16 +72,38 @@ def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     ([], "ftlab plan needs an experiment: give -c FILE, as to ftlab fit"),
     (["-c", "tiny.yaml", "--device", "RTX 4080"], "device: there is no 'RTX 4080'; did you mean RTX 4090"),
-    (["-c", "tiny.yaml", "--batches", "0"], "argument --batches: invalid _numbers value: '0'"),
+    (["-c", "tiny.yaml", "--batches", "0"], "argument --batches: '0' are no numbers from 1 on"),
     (["-c", "tiny.yaml", "--methods", "nope"], "methods: there is no experiments/method/nope.yaml"),
     (["-c", "tiny.yaml", "--trainer.max_stps", "3"], "there is no key trainer.max_stps: did you mean"),
     (["-c", "tiny.yaml", "--model.network.path", "nobody/nothing"], "ftlab plan knows the shape of "),
     (["-c", "tiny.yaml", "--trainer.precision", "16-true"], "trainer.precision 16-true cannot be planned"),
     (["-c", "tiny.yaml", "--json", "no/such/place"], "json: no/such/place cannot be written"),
     (["-c", "tiny.yaml", "--data.micro_batch", "auto"], "data.micro_batch auto asks the device that trains"),
+    (["-c", "tiny.yaml", "--model.gradient_checkpointing", "auto"], "auto asks the device that trains, which is not"),
+    (["-c", "tiny.yaml", "--checkpointing", "both"], "argument --checkpointing: 'both' is none of false,"),
 ])  # fmt: skip
 def test_bad_input(words: list[str], said: str, workplace: Path, refused: Callable[..., str]) -> None:
     assert said in refused("plan", *words)
+
+
+def test_what_does_not_fit_may_fit_with_more_computed_again(workplace: Path, ftlab: Any) -> None:
+    command = ["plan", "-c", "tiny.yaml", "--lengths", "128", "--batches", "64", "--json", "plan.json"]
+    answer = ftlab(*command, "--device", "16 GB", "--checkpointing", "all")
+    found = json.loads(Path("plan.json").read_text())
+    assert [cell["checkpointing"] for cell in found] == [False, "selective", True, "offloaded"]
+    assert " selective " in answer.out
+    peaks = [cell["peak"] for cell in found]
+    assert peaks == sorted(peaks, reverse=True)
+    between = (peaks[0] + peaks[1]) / 2 / 0.97 + 0.6e9  # what a GPU must have for so much to be usable
+    answer = ftlab(*command, "--device", f"{between / 1e9:.6f} GB")
+    assert answer.code == 1
+    assert " or model.gradient_checkpointing selective, with up to " in answer.err
+    assert "gradient_checkpointing true" not in answer.err
+
+
+def test_offloading_is_for_a_gpu(workplace: Path, refused: Callable[..., str]) -> None:
+    said = refused("plan", "-c", "tiny.yaml", "--checkpointing", "offloaded")
+    assert "this machine's CPU has no memory beside the host's: offloaded is for a GPU (--device)" in said
 
 
 def test_help_lists_its_options(ftlab: Any) -> None:
@@ -138,7 +160,7 @@ def test_a_step_in_pieces_is_the_step(workplace: Path, ftlab: Any) -> None:
 def test_auto_takes_what_fits(workplace: Path, ftlab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     room = {"bytes": 0.0}
     monkeypatch.setattr(
-        "ftlab.cli.micro_batch.device_of_this_machine", lambda _: Device("a small one", room["bytes"], is_gpu=False)
+        "ftlab.cli.by_plan.device_of_this_machine", lambda _: Device("a small one", room["bytes"], is_gpu=False)
     )
     command = ["fit", "-c", "tiny.yaml", "--data.micro_batch", "auto", "--trainer.max_steps", 1]
     answer = ftlab(*command)
@@ -177,3 +199,25 @@ def test_memory_of_this_machine() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = device_of_this_machine("cpu")
     assert (device.is_gpu, device.usable) == (False, 0.8 * total)
+
+
+# ---------------------------------------------------------------- model.gradient_checkpointing
+
+
+def test_auto_computes_again_what_it_must(workplace: Path, ftlab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = {"bytes": 0.0}
+    monkeypatch.setattr(
+        "ftlab.cli.by_plan.device_of_this_machine", lambda _: Device("a small one", room["bytes"], is_gpu=False)
+    )
+    command = ["fit", "-c", "tiny.yaml", "--model.gradient_checkpointing", "auto", "--trainer.max_steps", 1]
+    answer = ftlab(*command)
+    assert answer.code == 1
+    assert "4 rows of 128 tokens do not fit a small one, whatever is computed again" in answer.err
+    answer = ftlab(*command, "--data.micro_batch", "auto")
+    assert answer.code == 1
+    assert "is for a micro-batch that is given, and data.micro_batch is auto, too" in answer.err
+    ftlab("plan", "-c", "tiny.yaml", "--checkpointing", "selective", "--json", "found.json")
+    room["bytes"] = json.loads(Path("found.json").read_text())[0]["peak"]
+    assert ftlab(*command).code == 0
+    (config,) = Path("runs").glob("*/*/config.yaml")
+    assert yaml.safe_load(config.read_text())["model"]["gradient_checkpointing"] == "selective"

@@ -16,6 +16,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 
 from ftlab.errors import UserError
 from ftlab.methods import Full, LoRA, Method, QLoRA, ZeroShot
+from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks
 from ftlab.modules.head import Head
 from ftlab.modules.optimizers import PagedAdamW
 from ftlab.networks import Network
@@ -56,8 +57,7 @@ def saved(network: Any, directory: Path) -> Network:
 def measured(step: Step) -> int:
     """The most bytes at once in the second step, weights and optimiser's state included, by torch's profiler."""
     network = step.network.model(step.method.quantization)
-    if step.checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_blocks(network, step.checkpointing)
     adapted = step.method.adapt(network).train()
     step.precision.convert_module(adapted)
     optimizer = step.optimizer(step.method.param_groups(adapted))
@@ -92,11 +92,11 @@ def stored(tensor: Tensor) -> int:
 
 
 @pytest.mark.parametrize("length", [64, 192])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, "selective", True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("network", ["llama", "gpt2"])
 def test_the_peak_is_what_the_profiler_is_told(
-    network: str, method: str, checkpointing: bool, length: int, request: pytest.FixtureRequest
+    network: str, method: str, checkpointing: GradientCheckpointing, length: int, request: pytest.FixtureRequest
 ) -> None:
     base = request.getfixturevalue(network)
     step = Step(base, METHODS[method](), adamw, Precision(), Batch(4, length), checkpointing, on_gpu=False)
@@ -136,6 +136,14 @@ def test_what_is_computed_again_is_counted_again(llama: Network) -> None:
     plain = Step(llama, LoRA(r=8), adamw, Precision(), Batch(4, 128), on_gpu=False)
     once, twice = rehearse(plain).operations, rehearse(replace(plain, checkpointing=True)).operations
     assert 1.2 * once < twice < 1.5 * once
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_each_way_takes_less_memory_than_the_one_before(method: str, llama: Network) -> None:
+    steps = [Step(llama, METHODS[method](), adamw, Precision(), Batch(8, 192), way, on_gpu=False) for way in WAYS]
+    kept, selective, again, offloaded = (rehearse(step).memory for step in steps)
+    assert kept > selective > again > offloaded
+    assert again - offloaded <= 3 * 8 * 192 * 128 * 4  # the inputs of three blocks, in bytes
 
 
 def test_paged_states_lie_elsewhere_on_a_gpu(llama: Network) -> None:

@@ -1,11 +1,35 @@
-"""`data.micro_batch`: the batch of an optimiser step as it was asked for, in pieces that the device takes at once."""
+"""What a configuration leaves open until the device is known: `data.micro_batch`, the batch of an optimiser step in
+pieces that it takes at once, and `model.gradient_checkpointing: auto`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ftlab.errors import UserError
+
+if TYPE_CHECKING:
+    from ftlab.modules.activations import GradientCheckpointing
+
+
+def choose_checkpointing(config: Any, first_way: Callable[[], GradientCheckpointing]) -> None:
+    """Puts what is computed again in the place of `auto`.
+
+    Args:
+        config: Of an experiment.
+        first_way: Gives the fastest way with which a micro-batch fits.
+
+    Raises:
+        UserError: The micro-batch is not known.
+    """
+    if config.model.gradient_checkpointing != "auto":
+        return
+    if config.data.micro_batch == "auto":
+        raise UserError(
+            "model.gradient_checkpointing auto is for a micro-batch that is given, and data.micro_batch is auto, too: "
+            "give one of the two"
+        )
+    config.model.gradient_checkpointing = first_way()
 
 
 def split_batches(config: Any, largest: Callable[[], int]) -> None:
