@@ -1,4 +1,4 @@
-"""What is kept of a block for its backward pass, on the accelerator there is: equal gradients, less memory each time."""
+"""What is kept of a block for its backward pass, on the accelerator there is: equal gradients, less memory."""
 
 from __future__ import annotations
 
