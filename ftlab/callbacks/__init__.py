@@ -8,6 +8,7 @@ from ftlab.callbacks.model_writer import ModelWriter
 from ftlab.callbacks.neftune import NEFTune
 from ftlab.callbacks.nonfinite_steps import NonfiniteSteps
 from ftlab.callbacks.preemption import Preemption
+from ftlab.callbacks.sample_answers import SampleAnswers
 from ftlab.callbacks.step_profile import StepProfile
 from ftlab.callbacks.throughput import Throughput, peak_memory
 from ftlab.callbacks.whereabouts import Whereabouts
@@ -21,6 +22,7 @@ __all__ = [
     "NEFTune",
     "NonfiniteSteps",
     "Preemption",
+    "SampleAnswers",
     "StepProfile",
     "Throughput",
     "Whereabouts",

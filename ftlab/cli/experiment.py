@@ -7,8 +7,9 @@ import dataclasses
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -29,6 +30,7 @@ from ftlab.callbacks import (
     ModelWriter,
     NonfiniteSteps,
     Preemption,
+    SampleAnswers,
     StepProfile,
     Throughput,
     Whereabouts,
@@ -38,13 +40,17 @@ from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.open_choices import choose_checkpointing, split_batches
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
-from ftlab.cli.wandb import WandbOptions, wandb_logger
+from ftlab.cli.wandb import WandbOptions, logger_of, open_session
+from ftlab.cli.wandb_results import tell_samples
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
 from ftlab.modules.activations import GradientCheckpointing
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
+
+if TYPE_CHECKING:
+    from wandb import Run as Session
 
 
 class ProgressBar(RichProgressBar):
@@ -77,6 +83,9 @@ class Experiment(LightningCLI):
 
     model: FinetuneModule
     datamodule: FinetuneData
+
+    session: Session | None = None
+    """W&B's run, while it is trained."""
 
     def __init__(self, arguments: Sequence[str], verb: str = "fit") -> None:
         transformers.utils.logging.disable_progress_bar()  # bars of milliseconds at every network that is opened
@@ -204,10 +213,15 @@ class Experiment(LightningCLI):
         )
 
     def log_to_wandb(self) -> None:
-        """Adds W&B to the loggers: for training only, so that a run's curves and nothing else make its W&B run."""
-        if self.trainer.is_global_zero:
-            logger = wandb_logger(self.config_init["wandb"], self.run, self.resolved())
-            self.trainer.loggers = [*self.trainer.loggers, *([logger] if logger else [])]
+        """Adds W&B to the loggers of a training."""
+        options = self.config_init["wandb"]
+        if self.trainer.is_global_zero and (session := open_session(options, self.run, self.resolved())):
+            self.session = session
+            self.trainer.loggers = [*self.trainer.loggers, logger_of(session)]
+            if options.samples:
+                self.trainer.callbacks.append(  # type: ignore[attr-defined]
+                    SampleAnswers(options.samples, partial(tell_samples, session))
+                )
 
     def instantiate_classes(self) -> None:
         """As in Lightning; the data then knows how long answers get."""

@@ -15,6 +15,7 @@ from ftlab.cli.breakdowns import breakdowns, situation_of
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.cli.on_slurm import asked_for, submit, unchanged
 from ftlab.cli.provenance import facts, session
+from ftlab.cli.wandb_results import conclude, tell_scores
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
 from ftlab.runs import files_under, short_hash
@@ -82,6 +83,8 @@ def fit(experiment: Experiment) -> None:
             data=experiment.datamodule.summary(),
             model=run.model_digests(),
         )
+        if experiment.session:
+            conclude(experiment.session, experiment.config_init["wandb"], run)
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
 
 
@@ -177,6 +180,8 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
         run.write_predictions(split + suffix, tally.predictions)
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
+    if not suffix:
+        tell_scores(experiment.config_init["wandb"], run, experiment.resolved(), split)
     table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")

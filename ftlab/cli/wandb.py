@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from ftlab.cli.compose import expand
+from ftlab.errors import UserError
 from ftlab.runs import Run
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
+    from wandb import Run as Session
 
 
 @dataclass
@@ -30,6 +32,12 @@ class WandbOptions:
         group: Group of the run; by default the experiment.
         job_type: What the run is for, such as sweep.
         tags: Tags of the run.
+        notes: What the run is about, in words.
+        samples: Validation prompts whose answers go into a table at each validation; the time that they take is the
+            training's.
+        log_model: Whether the saved model becomes an artifact when training has come to its end: none, best (`model/`),
+            or all (the kept checkpoints, too).
+        log_predictions: Whether `ftlab test` and `ftlab validate` make an artifact of the answers.
     """
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -38,6 +46,14 @@ class WandbOptions:
     group: str | None = None
     job_type: str | None = None
     tags: list[str] = field(default_factory=list)
+    notes: str | None = None
+    samples: int = 0
+    log_model: Literal["none", "best", "all"] = "none"
+    log_predictions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UserError(f"wandb.samples is {self.samples}: give a number of prompts, from 0 on")
 
 
 def import_first(arguments: Sequence[str]) -> None:
@@ -68,8 +84,8 @@ def _mode(asked: str) -> str:
     return os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
 
 
-def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> WandbLogger | None:
-    """The logger of a run, or None where it is off. A run that goes on keeps its id."""
+def open_session(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> Session | None:
+    """The W&B run of a run, or None where it is off. A run that goes on, or is scored, keeps its id."""
     mode = _mode(options.mode)
     if mode == "disabled":
         return None
@@ -86,11 +102,10 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
     run_id = run.record().get("wandb_id") or of_agent or secrets.token_hex(4)
     run.note(wandb_id=run_id)
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     session = wandb.init(
         mode=mode,  # type: ignore[arg-type]
-        dir=run.directory,
+        dir=run.directory.resolve(),  # W&B's own process may have been started elsewhere
         id=run_id,
         resume="allow",
         project=options.project,
@@ -99,11 +114,21 @@ def wandb_logger(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
         group=options.group or experiment,
         job_type=options.job_type,
         tags=options.tags,
+        notes=options.notes,
         config=dict(config),
         # its copies of git's diff and of the command line would hold the secrets that are in these: provenance.json has
         # both without
         settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True),
     )
+    session.define_metric("trainer/global_step")
+    session.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return session
+
+
+def logger_of(session: Session) -> WandbLogger:
+    """By which Lightning logs to it."""
+    from lightning.pytorch.loggers import WandbLogger
+
     return WandbLogger(experiment=session)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ftlab.data.assignment import Splits, evenly_spaced
 from ftlab.data.cleaning import Cleaning
-from ftlab.data.collators import Batch
+from ftlab.data.collators import Batch, PromptBatch
 from ftlab.data.corpus import Corpus
 from ftlab.data.duplicates import Duplicates
 from ftlab.data.encoder import Encoder, Encoding
@@ -385,6 +385,12 @@ class FinetuneData(LightningDataModule):
             UserError: `room` leaves none for a prompt that has to be cut.
         """
         return self._prompt_loader(self.records(split), room)
+
+    def sample_prompts(self, count: int) -> tuple[list[Record], PromptBatch]:
+        """The first validation prompts, and all of them in one batch."""
+        records = self.records("validation")[:count]
+        [batch] = prompts_loader(self.encoder, records, self.room, Judging(len(records), 0, 0, 1))
+        return records, batch
 
     def _prompt_loader(self, records: list[Record], room: int = 0) -> DataLoader:
         return prompts_loader(self.encoder, records, room, self._judging)

@@ -92,9 +92,17 @@ class JudgedModule(pl.LightningModule):
         self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
 
     def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
+        return self.answers(batch, batch_idx * self.trainer.world_size + self.global_rank)
+
+    def answers(self, batch: dict[str, Any], number: int = 0) -> list[str]:
+        """What the network answers to a batch of prompts.
+
+        Args:
+            batch: On the device.
+            number: Of the batch, where answers are drawn.
+        """
         assert self.network is not None
         encoder = self.data.encoder
-        number = batch_idx * self.trainer.world_size + self.global_rank
         decoding = replace(self.decoding, seed=self.decoding.seed + number)  # or every batch draws the same numbers
         tokens = generate(
             self.network, batch["input_ids"], batch["attention_mask"], decoding, encoder.stop_ids, encoder.pad_id

@@ -1,5 +1,6 @@
-"""A server on this machine that answers what `wandb sweep` and `wandb agent` ask: one sweep, and its trials."""
+"""A server on this machine that answers what `wandb sweep`, `wandb agent` and a run that is logged online ask."""
 
+import gzip
 import json
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,11 @@ class WandbStub:
         """The sweep file, as `wandb sweep` sent it."""
         self.started: list[str] = []
         """Identifiers of the runs."""
+        self.runs: list[dict[str, Any]] = []
+        """What was said of runs: name, groupName, jobType, tags, notes, config and the like."""
+        self.history: list[dict[str, Any]] = []
+        """Rows of the curves, in the order in which they came."""
+        self.address = ""
         self._trials = list(trials)
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +47,19 @@ class WandbStub:
         if "viewer" in operation.lower():
             teams = {"edges": [{"node": {"id": "e", "name": ENTITY}}]}
             return {"viewer": {"id": "v", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": teams}}
+        if operation == "UpsertBucket":
+            self.runs.append(variables)
+            bucket = {"id": "b", "name": variables["name"], "project": project, "config": variables["config"]}
+            return {"upsertBucket": {"bucket": bucket | {"historyLineCount": 0}, "inserted": True}}
+        if operation == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.address}/upload/{name}"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
         return {}
+
+    def streamed(self, files: dict[str, Any]) -> None:
+        """Takes up lines of a run's files."""
+        lines = files.get("wandb-history.jsonl", {}).get("content", [])
+        self.history += [json.loads(line) for line in lines]
 
     def _commands(self, variables: dict[str, Any]) -> list[dict[str, Any]]:
         if json.loads(variables["runState"]):  # one is under way
@@ -59,11 +77,25 @@ def wandb_server(stub: WandbStub) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            content = json.loads(body)
+            if self.path.endswith("/file_stream"):
+                stub.streamed(content.get("files") or {})
+                self._say({})
+                return
             words = content["query"].replace("(", " ").replace("{", " ").split()
             operation = content.get("operationName") or words[1]
             stub.asked.append(operation)
-            body = json.dumps({"data": stub.answer(operation, content.get("variables") or {})}).encode()
+            self._say({"data": stub.answer(operation, content.get("variables") or {})})
+
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._say({})
+
+        def _say(self, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -76,8 +108,9 @@ def wandb_server(stub: WandbStub) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    stub.address = f"http://127.0.0.1:{server.server_port}"
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield stub.address
     finally:
         server.shutdown()
         server.server_close()
