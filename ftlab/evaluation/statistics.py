@@ -293,12 +293,16 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 def corrected(found: Sequence[Significance]) -> list[Significance]:
     """The same of several comparisons, each kind of test corrected for their number."""
-    bootstraps = holm([each.bootstrap for each in found])
-    randomised = holm([each.randomisation for each in found])
-    seeds, both = holm([each.seeds for each in found]), holm([each.both for each in found])
     return [
-        Significance(*values, each.paired_seeds)
-        for *values, each in zip(bootstraps, randomised, seeds, both, found, strict=True)
+        Significance(bootstrap, randomisation, seeds, both, each.paired_seeds)
+        for bootstrap, randomisation, seeds, both, each in zip(
+            holm([each.bootstrap for each in found]),
+            holm([each.randomisation for each in found]),
+            holm([each.seeds for each in found]),
+            holm([each.both for each in found]),
+            found,
+            strict=True,
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""A comparison as texts: two tables, of quality and of cost, and sentences; in Markdown, LaTeX and CSV."""
+"""A comparison as texts: tables of quality, of differences and of cost, and sentences; in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftlab.evaluation.statistics import Interval
-from ftlab.reports.compare.comparison import Comparison, Row, in_words
+from ftlab.reports.compare.comparison import Comparison, Row, Versus, in_words
 
 Cells = Sequence[Sequence[str]]
 
@@ -24,8 +24,8 @@ class Table:
 
 
 def tables(comparison: Comparison) -> list[Table]:
-    """Of quality, and of cost, without columns of which nothing is known."""
-    return [_quality(comparison), _cost(comparison)]
+    """Of quality, of differences and of cost, without columns of which nothing is known."""
+    return [_quality(comparison), _difference(comparison), _cost(comparison)]
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -38,10 +38,10 @@ def sentences(comparison: Comparison) -> list[str]:
 
 def how(comparison: Comparison) -> list[str]:
     """How numbers were got, as far as a reader of the table must know."""
-    over = {_over(row) for row in comparison.rows}
+    over = {_over(row) for row in comparison.rows} - {""}
     level, share = 1 - comparison.confidence, f"{comparison.confidence:.0%}"
     others = len(comparison.rows) - 1
-    said = [f"{share} intervals are over {' or '.join(sorted(over))}"] if over - {""} else []
+    said = [f"{share} intervals are over {', or '.join(sorted(over, reverse=True))}"] if over else []
     if comparison.records:
         draws = f"{comparison.records:,} records, {comparison.resamples:,} draws"
         said[-1:] = [f"{said[-1]} ({draws})"] if said else []
@@ -53,7 +53,7 @@ def how(comparison: Comparison) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Both tables and the sentences."""
+    """The tables and the sentences."""
     parts = []
     for table in tables(comparison):
         header, *rows = [[_escaped(cell, "|") for cell in line] for line in (table.header, *table.rows)]
@@ -64,7 +64,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Both tables as tabular environments, with booktabs' rules; the sentences as comments."""
+    """The tables as tabular environments, with booktabs' rules; the sentences as comments."""
     parts = ["\n".join(f"% {sentence}" for sentence in sentences(comparison))]
     for table in tables(comparison):
         header, *rows = [[_tex(cell) for cell in line] for line in (table.header, *table.rows)]
@@ -94,25 +94,42 @@ def csv_text(comparison: Comparison) -> str:
 
 def _quality(comparison: Comparison) -> Table:
     digits = 4 if comparison.lower_is_better else 2
-    share = f"{comparison.confidence:.0%}"
-    apart = any(_over(row) == "seeds and records" for row in comparison.rows)  # else they are the interval and the p
+    apart = _both_known(comparison)
     columns: dict[str, Callable[[Row], str]] = {
         "method": lambda row: row.name,
         "seeds": lambda row: str(len(row.seeds)) if row.drawn else "none",
         comparison.metric: lambda row: f"{row.score.value:.{digits}f}",
-        f"{share} interval": lambda row: _range(row.score.widest, digits),
+        f"{comparison.confidence:.0%} interval": lambda row: _range(row.score.widest, digits),
         "over seeds": lambda row: _range(row.score.over_seeds, digits) if apart else "",
         "over records": lambda row: _range(row.score.over_records, digits) if apart else "",
-        f"less {comparison.baseline}": lambda row: (
-            f"{row.versus.difference.value:+.{digits}f}" if row.versus else "(baseline)"
-        ),
-        f"{share} interval ": lambda row: _range(row.versus.difference.widest, digits, "+") if row.versus else "",
-        "p": lambda row: _p(row.versus.p) if row.versus else "",
-        "p, seeds": lambda row: _p(row.versus.corrected.seeds) if row.versus and apart else "",
-        "p, records": lambda row: _p(row.versus.corrected.randomisation) if row.versus and apart else "",
-        "p, bootstrap": lambda row: _p(row.versus.corrected.bootstrap) if row.versus else "",
     }
     return _table("quality", columns, comparison.rows)
+
+
+def _difference(comparison: Comparison) -> Table:
+    digits = 4 if comparison.lower_is_better else 2
+    apart = _both_known(comparison)
+    columns: dict[str, Callable[[Row, Versus], str]] = {
+        f"less {comparison.baseline}": lambda row, its: row.name,
+        comparison.metric: lambda row, its: f"{its.difference.value:+.{digits}f}",
+        f"{comparison.confidence:.0%} interval": lambda row, its: _range(its.difference.widest, digits, "+"),
+        "p": lambda row, its: _p(its.p),
+        "p, seeds": lambda row, its: _p(its.corrected.seeds) if apart else "",
+        "p, records": lambda row, its: _p(its.corrected.randomisation) if apart else "",
+        "p, bootstrap": lambda row, its: _p(its.corrected.bootstrap),
+        "": lambda row, its: its.verdict if its.p is not None else "",
+    }
+
+    def beside(show: Callable[[Row, Versus], str]) -> Callable[[Row], str]:
+        return lambda row: show(row, row.versus) if row.versus else ""
+
+    told = {name: beside(show) for name, show in columns.items()}
+    return _table("difference", told, [row for row in comparison.rows if row.versus])
+
+
+def _both_known(comparison: Comparison) -> bool:
+    """Whether seeds and records are told apart for some row: else either is all that is known."""
+    return any(_over(row) == "seeds and records" for row in comparison.rows)
 
 
 def _cost(comparison: Comparison) -> Table:
@@ -172,7 +189,13 @@ def _over(row: Row) -> str:
     score = row.score
     if score.over_both and row.drawn:
         return "seeds and records"
-    return "records alone" if score.over_both or score.over_records else "seeds alone" if score.over_seeds else ""
+    return (
+        "records alone where no other seed is known"
+        if score.over_both or score.over_records
+        else "seeds alone"
+        if score.over_seeds
+        else ""
+    )
 
 
 def _range(interval: Interval | None, digits: int, sign: str = "") -> str:
