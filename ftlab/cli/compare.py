@@ -100,13 +100,11 @@ def _parser(verb: str) -> ArgumentParser:
         "--skip_unscored",
         "--skip-unscored",
         action="store_true",
-        help="leave out runs that have no scores or have not come to their end (default: refuse)",
+        help="leave out runs that have no scores or have not come to their end, and say which",
     )
-    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals (default: 0.95)")
-    parser.add_argument("--resamples", type=int, default=10_000, help="how often records are drawn (default: 10000)")
-    parser.add_argument(
-        "--format", choices=["terminal", *_TEXTS], default="terminal", help="what is printed (default: terminal)"
-    )
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals")
+    parser.add_argument("--resamples", type=int, default=10_000, help="how often records are drawn")
+    parser.add_argument("--format", choices=["terminal", *_TEXTS], default="terminal", help="what is printed")
     for name in _TEXTS:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write the comparison as {name}, too")
     return parser

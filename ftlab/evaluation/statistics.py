@@ -9,8 +9,8 @@ can be asked of such a table:
 - over seeds: what other trainings would come to on the same records. Student's t, on one score a run.
 - over both: what other trainings would come to on other records, which is what a reader takes from a table. Records and
   seeds are crossed, so their variances add up, less what both hold of the single answer's chance (quasi-F: Clark 1973,
-  "The language-as-fixed-effect fallacy"). The critical value is the mean of both t distributions' in proportion to the
-  variances (Cochran and Cox 1950): Satterthwaite's degrees of freedom raise up to 13 % false alarms with two seeds.
+  "The language-as-fixed-effect fallacy"). Their intervals are added as the sides of a right angle are, which never says
+  too little (Banerjee 1960); Satterthwaite's degrees of freedom would raise up to 13 % false alarms with two seeds.
 
 Scores of a corpus that are no mean of its records, such as BLEU, are computed anew from the summed statistics of the
 records drawn. Arrays of these sums are (…, records, statistics).
@@ -123,39 +123,52 @@ class _Variance:
 
     Args:
         value: The variance.
-        parts: What it consists of: the share of each, and its degrees of freedom.
+        freedom: Its degrees of freedom.
     """
 
     value: float
-    parts: tuple[tuple[float, float], ...]
+    freedom: float
 
-    @classmethod
-    def of(cls, value: float, freedom: float) -> _Variance:
-        return cls(value, ((1.0, freedom),))
-
-    @property
-    def freedom(self) -> float:
-        """Of one part."""
-        ((_, freedom),) = self.parts
-        return freedom
-
-    def interval(self, middle: float, confidence: float) -> Interval:
-        half = self._critical(1 - confidence) * math.sqrt(self.value)
-        return Interval(middle - half, middle + half)
+    def half(self, p: float) -> float:
+        """Of the width of an interval that leaves out the truth with probability p."""
+        return float(stats.t.isf(p / 2, self.freedom)) * math.sqrt(self.value)
 
     def p(self, difference: float) -> float:
         """Two-sided."""
         if self.value == 0:
             return float(difference == 0)
-        t = abs(difference) / math.sqrt(self.value)
-        if len(self.parts) == 1:
-            return float(2 * stats.t.sf(t, self.freedom))
-        if t >= self._critical(_LEAST):
-            return _LEAST
-        return float(optimize.brentq(lambda p: self._critical(p) - t, _LEAST, 1.0))
+        return float(2 * stats.t.sf(abs(difference) / math.sqrt(self.value), self.freedom))
 
-    def _critical(self, p: float) -> float:
-        return sum(share * float(stats.t.isf(p / 2, freedom)) for share, freedom in self.parts)
+
+@dataclass(frozen=True)
+class _Both:
+    """Of a mean, over seeds and over records.
+
+    Args:
+        seeds: Of which the chance of single answers is a part.
+        records: Likewise.
+        shared: That chance: what both variances hold.
+    """
+
+    seeds: _Variance
+    records: _Variance
+    shared: float
+
+    def half(self, p: float) -> float:
+        """As with one variance; never less than with either alone."""
+        rest = _Variance(max(0.0, self.records.value - self.shared), self.records.freedom)
+        return max(math.hypot(self.seeds.half(p), rest.half(p)), self.records.half(p))
+
+    def p(self, difference: float) -> float:
+        """Two-sided."""
+        if abs(difference) >= self.half(_LEAST):
+            return _LEAST if difference else 1.0
+        return float(optimize.brentq(lambda p: self.half(p) - abs(difference), _LEAST, 1.0))
+
+
+def _interval(middle: float, of: _Variance | _Both | None, confidence: float) -> Interval | None:
+    half = of.half(1 - confidence) if of else 0.0
+    return Interval(middle - half, middle + half) if of else None
 
 
 def sample(
@@ -238,7 +251,7 @@ def significance(one: Sample, other: Sample, score: Score, trials: int = RESAMPL
     value = one.mean - other.mean
     seeds, records, shared = _differing(one, other)
     trained = one.drawn or other.drawn
-    both = _both(seeds, records, shared) if seeds and records else None
+    both = _Both(seeds, records, shared) if seeds and records else None
     randomised = None
     if one.sums is not None and other.sums is not None:
         randomised = randomisation(one.sums, other.sums, score, trials, seed)
@@ -325,8 +338,8 @@ def _estimated(
     if drawn is not None:
         low, high = numpy.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
         over_records = Interval(float(low), float(high))
-    both = _both(seeds, records, shared).interval(value, confidence) if seeds and records else None
-    return Estimate(value, shown.interval(value, confidence) if shown else None, over_records, both)
+    both = _Both(seeds, records, shared) if seeds and records else None
+    return Estimate(value, _interval(value, shown, confidence), over_records, _interval(value, both, confidence))
 
 
 def _means(one: Sample) -> Array | None:
@@ -359,9 +372,9 @@ def _differing(one: Sample, other: Sample) -> tuple[_Variance | None, _Variance 
 def _of_seeds(one: Sample) -> _Variance | None:
     """Of a mean, over seeds; none where there is one."""
     if not one.drawn:
-        return _Variance.of(0.0, math.inf)
+        return _Variance(0.0, math.inf)
     number = len(one.scores)
-    return _Variance.of(float(one.scores.var(ddof=1)) / number, number - 1) if number > 1 else None
+    return _Variance(float(one.scores.var(ddof=1)) / number, number - 1) if number > 1 else None
 
 
 def _added(one: _Variance | None, other: _Variance | None) -> _Variance | None:
@@ -370,7 +383,7 @@ def _added(one: _Variance | None, other: _Variance | None) -> _Variance | None:
         return None
     total = one.value + other.value
     weighed = one.value**2 / one.freedom + other.value**2 / other.freedom
-    return _Variance.of(total, total**2 / weighed if weighed > 0 else min(one.freedom, other.freedom))
+    return _Variance(total, total**2 / weighed if weighed > 0 else min(one.freedom, other.freedom))
 
 
 def _of_records(one: Sample) -> _Variance | None:
@@ -381,22 +394,16 @@ def _of_records(one: Sample) -> _Variance | None:
 def _resampled_variance(drawn: Array, records: int) -> _Variance:
     """Over records; a bootstrap's variance is too small by a share of one record."""
     others = max(1, records - 1)
-    return _Variance.of(float(drawn.var()) * records / others, others)
+    return _Variance(float(drawn.var()) * records / others, others)
 
 
 def _shared(one: Sample) -> float:
     """What both variances hold: the chance of single answers, which is new with each record and each seed.
 
-    Over records it makes the scores of single runs vary more than that of their mean. Two runs say too little of it.
+    Over records it makes the scores of single runs vary more than that of their mean.
     """
     number = len(one.scores)
-    if not one.drawn or one.resampled is None or number < 3:
+    if not one.drawn or one.resampled is None or number < 2:
         return 0.0
     single, mean = one.resampled.var(axis=1).mean(), one.resampled.mean(axis=0).var()
     return max(0.0, float(single - mean)) / (number - 1) * one.records / max(1, one.records - 1)
-
-
-def _both(seeds: _Variance, records: _Variance, shared: float) -> _Variance:
-    value = max(seeds.value + records.value - shared, seeds.value, records.value)
-    share = seeds.value / (seeds.value + records.value) if value > 0 else 0.0
-    return _Variance(value, ((share, seeds.freedom), (1 - share, records.freedom)))
