@@ -16,7 +16,7 @@ from rich.text import Text
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
-from ftlab.reports.compare import Comparison, Options, compare, find_runs
+from ftlab.reports.compare import Comparison, Options, compare, find_runs, unscored
 from ftlab.reports.compare.judged import ALLOWED
 from ftlab.reports.compare.tables import csv_text, latex, markdown, sentences, tables
 from ftlab.runs import write_atomically
@@ -56,17 +56,30 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         confidence=options.confidence,
         resamples=options.resamples,
     )
-    comparison, _ = compare(find_runs(options.runs), asked)
+    runs = find_runs(options.runs)
+    if options.unscored:
+        print("".join(f"{run.run.config}\n" for run in unscored(runs, asked)), end="")
+        return 0
+    comparison, _ = compare(runs, asked)
     texts = {Path(path): make(comparison) for name, make in _TEXTS.items() if (path := options[name])}
     printed = None if options.format == "terminal" else _TEXTS[options.format](comparison)
     for path, text in texts.items():
-        write_atomically(path, text)
+        _write(path, text)
         print(f"ftlab: wrote {path}", file=sys.stderr)
     if printed is None:
         _print(comparison)
     else:
         print(printed, end="")
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): give another place, or make room there"
+        ) from error
 
 
 def _parser(verb: str) -> ArgumentParser:
@@ -101,6 +114,9 @@ def _parser(verb: str) -> ArgumentParser:
         "--skip-unscored",
         action="store_true",
         help="leave out runs that have no scores or have not come to their end, and say which",
+    )
+    parser.add_argument(
+        "--unscored", action="store_true", help="print the configurations of runs that still need scores, and no more"
     )
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals")
     parser.add_argument("--resamples", type=int, default=10_000, help="how often records are drawn")

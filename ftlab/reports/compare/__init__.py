@@ -4,7 +4,7 @@
 what cannot be compared and makes a `Comparison` of the rest: plain data, of which `tables` makes texts.
 """
 
-from ftlab.reports.compare.comparison import Comparison, Options, compare
+from ftlab.reports.compare.comparison import Comparison, Options, compare, unscored
 from ftlab.reports.compare.groups import Group, JudgedRun, find_runs, into_groups
 
-__all__ = ["Comparison", "Group", "JudgedRun", "Options", "compare", "find_runs", "into_groups"]
+__all__ = ["Comparison", "Group", "JudgedRun", "Options", "compare", "find_runs", "into_groups", "unscored"]

@@ -154,8 +154,7 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
     """
     _refuse_options(options)
     runs, notes = _finished(runs, options)
-    groups = into_groups(runs, options.tuned)
-    groups = _with_scores(groups, options, notes)
+    groups = _with_scores(into_groups(runs, options.tuned), options, notes)
     if len(groups) < 2:
         raise UserError(
             f"{groups[0].name} is the only method ({len(groups[0].runs)} runs that differ in nothing but seeds): "
@@ -200,6 +199,25 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
     return comparison, groups
 
 
+def unscored(runs: Sequence[JudgedRun], options: Options) -> list[JudgedRun]:
+    """The runs of what would be compared that have no scores yet: of tuned values those of the best alone.
+
+    Raises:
+        UserError: A run has not come to its end, unless such are to be left out.
+    """
+    runs, _ = _finished(runs, options)
+    chosen = (run for group in into_groups(runs, options.tuned) for run in group.runs)
+    return [run for run in chosen if not _has_scores(run, options)]
+
+
+def _has_scores(run: JudgedRun, options: Options) -> bool:
+    return any(key.startswith(_prefix(options)) for key in run.scores)
+
+
+def _prefix(options: Options) -> str:
+    return "val_" if (options.metric or "").startswith("val_") else "test_"
+
+
 def _refuse_options(options: Options) -> None:
     if not 0.5 <= options.confidence < 1:
         raise UserError(f"--confidence is {options.confidence}: give a share such as 0.95")
@@ -225,11 +243,11 @@ def _with_scores(groups: list[Group], options: Options, notes: list[str]) -> lis
     """The groups, without runs that have no scores of the split where such are to be left out."""
     if not options.skip_unscored:
         return groups
-    prefix = "val_" if (options.metric or "").startswith("val_") else "test_"
+    prefix = _prefix(options)
     left: list[str] = []
     kept = []
     for group in groups:
-        scored = tuple(run for run in group.runs if any(key.startswith(prefix) for key in run.scores))
+        scored = tuple(run for run in group.runs if _has_scores(run, options))
         left += [str(run) for run in group.runs if run not in scored]
         if scored:
             kept.append(dataclasses.replace(group, runs=scored))

@@ -166,21 +166,21 @@ def _numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
         "seeds": len(row.seeds) if row.drawn else 0,
         comparison.metric: row.score.value,
     }
-    estimates = {"": row.score} | ({"difference ": row.versus.difference} if row.versus else {})
+    estimates = {"": row.score} | ({"difference_": row.versus.difference} if row.versus else {})
     if row.versus:
         line |= {"baseline": comparison.baseline, "difference": row.versus.difference.value}
     for prefix, estimate in estimates.items():
         for over in ("both", "records", "seeds"):
             interval = getattr(estimate, f"over_{over}")
-            line[f"{prefix}low over {over}"] = interval.low if interval else None
-            line[f"{prefix}high over {over}"] = interval.high if interval else None
+            line[f"{prefix}low_over_{over}"] = interval.low if interval else None
+            line[f"{prefix}high_over_{over}"] = interval.high if interval else None
     if row.versus:
         for name in ("both", "randomisation", "bootstrap", "seeds"):
-            line[f"p {name}"] = getattr(row.versus.tests, name)
-            line[f"p {name}, corrected"] = getattr(row.versus.corrected, name)
+            line[f"p_{name}"] = getattr(row.versus.tests, name)
+            line[f"p_{name}_corrected"] = getattr(row.versus.corrected, name)
         line["verdict"] = row.versus.verdict
     line |= vars(row.cost)
-    line |= {f"chosen {key}": value for key, value in row.tuned.items()} | {"tried": row.tried}
+    line |= {f"chosen_{key}": value for key, value in row.tuned.items()} | {"tried": row.tried}
     return line | dict(row.forgetting)
 
 
