@@ -175,6 +175,8 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
     run.add_scores(scores, suffix)
     if tally.predictions:
         run.write_predictions(split + suffix, tally.predictions)
+    if tally.losses:
+        run.write_predictions(f"{split}_losses{suffix}", tally.losses)
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
     table = Table("score", "value", title=str(run.directory))

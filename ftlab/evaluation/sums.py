@@ -1,7 +1,8 @@
 """A score from sums over records, so that records can be drawn anew without scoring their texts again.
 
 BLEU and chrF are scores of a corpus: what each record adds (matches, lengths) is summed first, and sacrebleu makes a
-score of the sums. Every other metric is a mean: a record adds its score, and 1.
+score of the sums. A loss is nats over tokens: a record adds both, so that long answers weigh more. Any other metric is a
+mean: a record adds its score, and 1.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy
 from ftlab.evaluation.statistics import Array, Score
 
 Row = Mapping[str, Any]
-"""A line of predictions: `references`, `prediction`, `scores`."""
+"""A line of predictions: `references`, `prediction`, `scores`; or of losses: `loss`, in nats, and `tokens`."""
+LOSSES = ("loss", "perplexity")
+"""Of which the model's own probabilities tell, not its answers."""
 
 
 def sums(metric: str, rows: Sequence[Row]) -> Array:
@@ -24,6 +27,8 @@ def sums(metric: str, rows: Sequence[Row]) -> Array:
     Raises:
         KeyError: A record has no such score.
     """
+    if metric in LOSSES:
+        return numpy.array([[row["loss"], float(row["tokens"])] for row in rows])
     corpus = _corpus(metric)
     if corpus is None:
         return numpy.array([[row["scores"][metric], 1.0] for row in rows])
@@ -34,6 +39,8 @@ def sums(metric: str, rows: Sequence[Row]) -> Array:
 def score_of_sums(metric: str) -> Score:
     """What makes scores, (…), of sums, (…, statistics)."""
     corpus = _corpus(metric)
+    if metric == "perplexity":
+        return lambda summed: numpy.exp(summed[..., 0] / summed[..., 1])
     if corpus is None:
         return lambda summed: summed[..., 0] / summed[..., 1]
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -151,8 +152,39 @@ def test_of_a_loss_lower_is_better_and_seeds_alone_tell() -> None:
     assert versus.verdict == "better"
     assert versus.p == pytest.approx(stats.ttest_rel([0.5, 0.62, 0.53], [1.0, 1.1, 1.05]).pvalue)
     assert versus.tests.randomisation is None
-    assert any("test_loss is not kept for each record" in note for note in found.notes)
+    assert any("not all runs have kept test_loss for each record" in note for note in found.notes)
     assert compared(metric="val_loss").rows[0].score.value == 1.0
+
+
+def test_losses_of_records_weigh_by_tokens(tmp_path: Path) -> None:
+    nats, tokens = {"a": [10.0, 40.0, 6.0], "b": [11.0, 30.0, 9.0]}, [10, 20, 4]
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        run = write_run(
+            Path(f"runs/x/{name}"),
+            [1.0],
+            rate=rate,
+            more_scores={"test_loss": sum(nats[name]) / 34, "test_perplexity": 0},
+        )
+        lines = [
+            {"record": f"test.jsonl:{n}", "loss": loss, "tokens": count}
+            for n, (loss, count) in enumerate(zip(nats[name], tokens, strict=True))
+        ]
+        (run / "predictions/test_losses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = compared("runs/x", metric="loss", resamples=20_000)
+    versus = found.rows[1].versus
+    assert found.records == 3
+    assert versus is not None
+    assert versus.difference.value == pytest.approx(50 / 34 - 56 / 34)
+    draws = [
+        sum(nats["b"][n] - nats["a"][n] for n in draw) / sum(tokens[n] for n in draw)
+        for draw in itertools.product(range(3), repeat=3)
+    ]
+    further = sum(abs(draw - versus.difference.value) >= abs(versus.difference.value) - 1e-9 for draw in draws)
+    assert versus.tests.bootstrap == pytest.approx(further / 27, abs=0.01)
+    assert "comes to a perplexity of" in refused("runs/x", metric="perplexity")
+    path = tmp_path / "runs/x/b/predictions/test_losses.jsonl"
+    path.write_text(path.read_text().replace('"tokens": 20', '"tokens": 21'))
+    assert "the tokens of record 2 is 20 there and 21 here" in refused("runs/x", metric="loss")
 
 
 def test_one_seed_is_over_records_alone_and_says_so() -> None:
@@ -231,7 +263,7 @@ def test_time_to_quality_leaves_out_validation() -> None:
         {"step": 2, "val_loss": 2.0},
         {"step": 3, "total_tokens": 200, "tokens_per_second": 25, "val_loss": 1.0},
     ]
-    assert seconds_to(rows, 2.0) == 2.0
+    assert seconds_to(rows, 2.0) == 4.0  # the second step as the first
     assert seconds_to(rows, 1.5) == 6.0
     assert seconds_to(rows, 0.5) is None
 

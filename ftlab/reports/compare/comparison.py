@@ -296,7 +296,7 @@ def _versus(
         difference = statistics.difference(samples[number], samples[base], options.confidence)
         verdict = _verdict(difference.value, deciding[place], metric.lower_is_better, options.confidence)
         sentence = _sentence(groups[number].name, groups[base].name, difference, deciding[place], verdict, metric)
-        if deciding[place] is not None and tests.both is None and metric.of_texts:
+        if deciding[place] is not None and tests.both is None and tests.randomisation is not None:
             sentence += "; of other seeds this says nothing"
         result[number] = Versus(difference, tests, corrected[place], deciding[place], verdict, sentence)
     return result
@@ -342,10 +342,10 @@ def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statisti
         one = len(single) == 1
         who = f"{single[0]} has" if one else f"{', '.join(single[:-1])} and {single[-1]} have"
         rest = "its interval and tests are" if one else "their intervals and tests are"
-        over = f"{rest} over records alone" if metric.of_texts else "no interval and no test can be given"
+        over = f"{rest} over records alone" if samples[0].records else "no interval and no test can be given"
         said.append(f"{who} one seed{'' if one else ' each'}: nothing is said of other seeds, and {over}")
-    if not metric.of_texts:
-        said.append(f"{metric.key} is not kept for each record: intervals and tests are over seeds alone")
+    if not samples[0].records:
+        said.append(f"not all runs have kept {metric.key} for each record: intervals and tests are over seeds alone")
     elif samples[0].records < 30:
         said.append(f"{samples[0].records} records are few: intervals over records are too narrow below some 30")
     machines = {

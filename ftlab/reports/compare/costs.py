@@ -95,7 +95,7 @@ def _cost(group: Group, curves: Sequence[Curve], price: float | None, quality: f
         share=mean("trainable_parameters") / mean("parameters"),
         bytes=mean("model_bytes"),
         peak_memory=mean("peak_memory_bytes"),
-        steps=_mean_of_all(run.record.get("steps", 0 if not trained else None) for run in group.runs),
+        steps=_mean_of_all(each[-1].get("step") if each else None for each in curves) if trained else 0.0,
         supervised_tokens=mean("supervised_tokens"),
         total_tokens=mean("total_tokens"),
         tokens_per_second=mean("total_tokens") / mean("training_seconds") if trained else None,
@@ -154,15 +154,17 @@ def curve(run: JudgedRun) -> Curve:
 def seconds_to(rows: Curve, quality: float) -> float | None:
     """Of training, until validation was first as good as `quality`; None where it never was.
 
-    Rows tell tokens since the start, and how many a second since the row before; validation does not count.
+    Rows tell tokens since the start, and how many a second since such a row before; validation does not count. Of steps
+    after the last such row each is taken to last as long as those before it.
     """
-    seconds = tokens = 0.0
+    seconds = tokens = step = each = 0.0
     for row in rows:
         if "total_tokens" in row and row.get("tokens_per_second", 0) > 0:
-            seconds += (row["total_tokens"] - tokens) / row["tokens_per_second"]
-            tokens = row["total_tokens"]
+            passed = (row["total_tokens"] - tokens) / row["tokens_per_second"]
+            each = passed / max(1.0, row["step"] - step)
+            seconds, tokens, step = seconds + passed, row["total_tokens"], row["step"]
         if row.get("val_loss", quality + 1) <= quality:
-            return seconds
+            return seconds + (row["step"] - step) * each
     return None
 
 

@@ -6,18 +6,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy
 
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
-from ftlab.evaluation.sums import score_of_sums, sums
+from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
 
 PREFIXES = {"test": "test", "val": "validation"}
 ALLOWED = ("data", "network", "decoding", "tuning")
-_LOWER = ("loss", "perplexity")
 _MOST = 3
 """Differences that a sentence names."""
 
@@ -44,10 +44,14 @@ class Metric:
         """Whose records were judged."""
         return PREFIXES[self.prefix]
 
+    def file(self, run: JudgedRun) -> Path:
+        """Where single records have their scores."""
+        return run.run.predictions(self.split if self.of_texts else f"{self.split}_losses")
+
     @property
     def of_texts(self) -> bool:
-        """Whether answers were generated for it, so that single records have scores."""
-        return self.name not in _LOWER
+        """Whether answers were generated for it."""
+        return self.name not in LOSSES
 
     @property
     def digits(self) -> int:
@@ -57,7 +61,7 @@ class Metric:
     @property
     def lower_is_better(self) -> bool:
         """Of a user's own metric higher is taken for better."""
-        return self.name in _LOWER
+        return self.name in LOSSES
 
 
 def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
@@ -94,7 +98,7 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
 
 
 def _as_last(key: str) -> bool:
-    return key.removeprefix("test_") in _LOWER
+    return key.removeprefix("test_") in LOSSES
 
 
 def refuse_unfinished(run: JudgedRun) -> None:
@@ -167,10 +171,11 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
     """
     if not metric.of_texts:
         _refuse_other_rows(groups, metric)
-        return [
-            statistics.Sample(numpy.array([run.scores[metric.key] for run in group.runs]), group.seeds, group.drawn)
-            for group in groups
-        ]
+        if not all(metric.file(run).is_file() for group in groups for run in group.runs):
+            return [
+                statistics.Sample(numpy.array([run.scores[metric.key] for run in group.runs]), group.seeds, group.drawn)
+                for group in groups
+            ]
     score = score_of_sums(metric.name)
     first: tuple[JudgedRun, list[dict[str, Any]]] | None = None
     samples = []
@@ -186,18 +191,22 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
 
 
 def _rows(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
-    path = run.run.predictions(metric.split)
+    path = metric.file(run)
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise UserError(f"{run} has a {metric.key} but no {path.name}: {_again(run, metric)}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {_again(run, metric)}") from error
-    if not rows or not all("references" in row and "prediction" in row for row in rows):
-        raise UserError(f"{path} holds no answers: {_again(run, metric)}")
-    if any(metric.name not in row["scores"] for row in rows):
+    keys = ("references", "prediction", "scores") if metric.of_texts else _KEYS_OF_LOSSES
+    if not rows or not all(key in row for row in rows for key in keys):
+        raise UserError(f"{path} holds no records as ftlab writes them: {_again(run, metric)}")
+    if metric.of_texts and any(metric.name not in row["scores"] for row in rows):
         raise UserError(f"{path} has records without {metric.name}: {_again(run, metric)}")
     return rows
+
+
+_KEYS_OF_LOSSES = ("record", "loss", "tokens")
 
 
 def _again(run: JudgedRun, metric: Metric) -> str:
@@ -211,7 +220,7 @@ def _refuse_other_records(
     if len(theirs) != len(mine):
         raise UserError(f"{first} was judged on {len(theirs)} records and {run} on {len(mine)}: judge both on the same")
     for number, (one, other) in enumerate(zip(theirs, mine, strict=True), 1):
-        for key in ("prompt", "references"):
+        for key in ("prompt", "references", "record", "tokens"):
             if one.get(key) != other.get(key):
                 raise UserError(
                     f"{first} and {run} were judged on other records: the {key} of record {number} is "
@@ -244,7 +253,7 @@ def _checked(summed: statistics.Array, run: JudgedRun, metric: Metric) -> statis
     said = run.scores[metric.key]
     if not math.isclose(score, said, rel_tol=1e-6, abs_tol=1e-6):
         raise UserError(
-            f"{run.run.predictions(metric.split)} comes to a {metric.name} of {score:.4f}, and scores.json says "
+            f"{metric.file(run)} comes to a {metric.name} of {score:.4f}, and scores.json says "
             f"{said:.4f}: they are not of the same pass; {_again(run, metric)}"
         )
     return summed
