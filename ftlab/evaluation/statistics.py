@@ -11,29 +11,20 @@ can be asked of such a table:
   seeds are crossed, so their variances add up, less what both hold of the single answer's chance (quasi-F: Clark 1973,
   "The language-as-fixed-effect fallacy"). Their intervals are added as the sides of a right angle are, which never says
   too little (Banerjee 1960); Satterthwaite's degrees of freedom would raise up to 13 % false alarms with two seeds.
-
-Scores of a corpus that are no mean of its records, such as BLEU, are computed anew from the summed statistics of the
-records drawn. Arrays of these sums are (…, records, statistics).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy
-from numpy.typing import NDArray
 from scipy import optimize, stats
 
-Array = NDArray[numpy.float64]
-Score = Callable[[Array], Array]
-"""From sums over records, (…, statistics), to scores, (…)."""
+from ftlab.evaluation.resampling import RESAMPLES, Array, Score, randomisation, resampled, share_as_far
 
-RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_AT_ONCE = 2**22
-"""Numbers drawn at a time: 32 MiB."""
 _LEAST = 1e-15
 """A p-value that is looked for no further down."""
 
@@ -166,6 +157,20 @@ class _Both:
         return float(optimize.brentq(lambda p: self.half(p) - abs(difference), _LEAST, 1.0))
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """Of a mean: its variances, as far as they are known, and what both hold."""
+
+    seeds: _Variance | None
+    records: _Variance | None
+    shared: float
+
+    @property
+    def both(self) -> _Both | None:
+        """Over seeds and records."""
+        return _Both(self.seeds, self.records, self.shared) if self.seeds and self.records else None
+
+
 def _interval(middle: float, of: _Variance | _Both | None, confidence: float) -> Interval | None:
     half = of.half(1 - confidence) if of else 0.0
     return Interval(middle - half, middle + half) if of else None
@@ -194,48 +199,16 @@ def sample(
     return Sample(score(sums.sum(axis=1)), tuple(seeds), drawn, resampled(sums, score, resamples, seed), records, means)
 
 
-def resampled(sums: Array, score: Score, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """Scores on records that are drawn with replacement, (runs, resamples), the same ones for every run.
-
-    Args:
-        sums: (runs, records, statistics).
-        score: Of sums.
-        resamples: How often records are drawn.
-        seed: Of the draws.
-    """
-    runs, records, kinds = sums.shape
-    flat = sums.transpose(1, 0, 2).reshape(records, runs * kinds)
-    parts = [(counts @ flat).reshape(-1, runs, kinds) for counts in _counts(records, resamples, seed)]
-    return score(numpy.concatenate(parts)).T
-
-
-def _counts(records: int, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each record is drawn, (some, records)."""
-    generator = numpy.random.default_rng(seed)
-    for some in _portions(resamples, records):
-        drawn = generator.integers(records, size=(some, records)) + records * numpy.arange(some)[:, None]
-        yield numpy.bincount(drawn.ravel(), minlength=some * records).reshape(some, records).astype(float)
-
-
-def _portions(total: int, each: int) -> Iterator[int]:
-    most = max(1, _AT_ONCE // each)
-    yield from (min(most, total - start) for start in range(0, total, most))
-
-
 def estimate(one: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of a method over its seeds, with intervals."""
-    seeds, records, shared = _of_seeds(one), _of_records(one), _shared(one)
-    return _estimated(one.mean, seeds if one.drawn else None, records, shared, _means(one), confidence, seeds)
+    return _estimated(one.mean, _spread(one), _means(one), one.drawn, confidence)
 
 
 def difference(one: Sample, other: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """How much more the first has than the second, with intervals."""
-    value = one.mean - other.mean
-    seeds, records, shared = _differing(one, other)
-    shown = seeds if one.drawn or other.drawn else None
     mine, theirs = _means(one), _means(other)
     apart = mine - theirs if mine is not None and theirs is not None else None
-    return _estimated(value, shown, records, shared, apart, confidence, seeds)
+    return _estimated(one.mean - other.mean, _spread_of_two(one, other), apart, one.drawn or other.drawn, confidence)
 
 
 def significance(one: Sample, other: Sample, score: Score, trials: int = RESAMPLES, seed: int = 0) -> Significance:
@@ -248,17 +221,13 @@ def significance(one: Sample, other: Sample, score: Score, trials: int = RESAMPL
         trials: Of approximate randomisation.
         seed: Of its draws.
     """
-    value = one.mean - other.mean
-    seeds, records, shared = _differing(one, other)
-    trained = one.drawn or other.drawn
-    both = _Both(seeds, records, shared) if seeds and records else None
-    randomised = None
-    if one.sums is not None and other.sums is not None:
-        randomised = randomisation(one.sums, other.sums, score, trials, seed)
+    value, spread = one.mean - other.mean, _spread_of_two(one, other)
+    drawn, both = one.drawn or other.drawn, spread.both
+    known = one.sums is not None and other.sums is not None
     return Significance(
         bootstrap=bootstrap(one, other),
-        randomisation=randomised,
-        seeds=seeds.p(value) if seeds and trained else None,
+        randomisation=randomisation(one.sums, other.sums, score, trials, seed) if known else None,  # type: ignore[arg-type]
+        seeds=spread.seeds.p(value) if spread.seeds and drawn else None,
         both=both.p(value) if both else None,
         paired_seeds=_paired(one, other),
     )
@@ -271,26 +240,7 @@ def bootstrap(one: Sample, other: Sample) -> float | None:
     if mine is None or theirs is None:
         return None
     value = one.mean - other.mean
-    return _p(numpy.abs(mine - theirs - value), abs(value))
-
-
-def randomisation(one: Array, other: Array, score: Score, trials: int = RESAMPLES, seed: int = 0) -> float:
-    """The p-value of approximate randomisation: each record's two answers change sides or do not, at random.
-
-    Args:
-        one: Statistics of each record, (records, statistics).
-        other: Of the other method.
-        score: Of sums.
-        trials: How often.
-        seed: Of the draws.
-    """
-    generator = numpy.random.default_rng(seed)
-    apart, total = one - other, one.sum(axis=0) + other.sum(axis=0)
-    found = []
-    for some in _portions(trials, len(one)):
-        mixed = generator.integers(2, size=(some, len(one))).astype(float) @ apart + other.sum(axis=0)
-        found.append(numpy.abs(score(mixed) - score(total - mixed)))
-    return _p(numpy.concatenate(found), abs(float(score(one.sum(axis=0)) - score(other.sum(axis=0)))))
+    return share_as_far(numpy.abs(mine - theirs - value), abs(value))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -319,27 +269,13 @@ def corrected(found: Sequence[Significance]) -> list[Significance]:
     ]
 
 
-def _p(drawn: Array, observed: float) -> float:
-    """The share of draws that come to as much; one is added, so that it is never 0 (Davison and Hinkley 1997)."""
-    as_much = int((drawn >= observed * (1 - 1e-12)).sum())
-    return (as_much + 1) / (len(drawn) + 1)
-
-
-def _estimated(
-    value: float,
-    shown: _Variance | None,
-    records: _Variance | None,
-    shared: float,
-    drawn: Array | None,
-    confidence: float,
-    seeds: _Variance | None,
-) -> Estimate:
+def _estimated(value: float, spread: _Spread, means: Array | None, drawn: bool, confidence: float) -> Estimate:
     over_records = None
-    if drawn is not None:
-        low, high = numpy.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if means is not None:
+        low, high = numpy.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
         over_records = Interval(float(low), float(high))
-    both = _Both(seeds, records, shared) if seeds and records else None
-    return Estimate(value, _interval(value, shown, confidence), over_records, _interval(value, both, confidence))
+    over_seeds = _interval(value, spread.seeds if drawn else None, confidence)
+    return Estimate(value, over_seeds, over_records, _interval(value, spread.both, confidence))
 
 
 def _means(one: Sample) -> Array | None:
@@ -359,14 +295,18 @@ def _aligned(one: Sample, other: Sample) -> Sample:
     return Sample(one.scores - other.scores[order], one.seeds, True, drawn, one.records)
 
 
-def _differing(one: Sample, other: Sample) -> tuple[_Variance | None, _Variance | None, float]:
-    """The variance of a difference over seeds and over records, and what both of them hold."""
+def _spread(one: Sample) -> _Spread:
+    """Of a method's mean."""
+    return _Spread(_of_seeds(one), _of_records(one), _shared(one))
+
+
+def _spread_of_two(one: Sample, other: Sample) -> _Spread:
+    """Of the difference of two means."""
     if _paired(one, other):
-        apart = _aligned(one, other)
-        return _of_seeds(apart), _of_records(apart), _shared(apart)
+        return _spread(_aligned(one, other))
     mine, theirs = _means(one), _means(other)
     records = _resampled_variance(mine - theirs, one.records) if mine is not None and theirs is not None else None
-    return _added(_of_seeds(one), _of_seeds(other)), records, _shared(one) + _shared(other)
+    return _Spread(_added(_of_seeds(one), _of_seeds(other)), records, _shared(one) + _shared(other))
 
 
 def _of_seeds(one: Sample) -> _Variance | None:

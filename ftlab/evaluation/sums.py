@@ -1,8 +1,8 @@
 """A score from sums over records, so that records can be drawn anew without scoring their texts again.
 
 BLEU and chrF are scores of a corpus: what each record adds (matches, lengths) is summed first, and sacrebleu makes a
-score of the sums. A loss is nats over tokens: a record adds both, so that long answers weigh more. Any other metric is a
-mean: a record adds its score, and 1.
+score of the sums. A loss is nats over tokens: a record adds both, so that long answers weigh more. Others are means: a
+record adds its score, and 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from ftlab.evaluation.statistics import Array, Score
+from ftlab.evaluation.resampling import Array, Score
 
 Row = Mapping[str, Any]
 """A line of predictions: `references`, `prediction`, `scores`; or of losses: `loss`, in nats, and `tokens`."""

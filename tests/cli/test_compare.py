@@ -37,8 +37,9 @@ def test_trained_runs_side_by_side(workplace: Path, ftlab: Command) -> None:
     assert full["cost"]["dollars"] > 0
     assert full["versus"]["verdict"] in ("better", "worse", "cannot be told apart")
     assert "4 records are few" in answer.out
-    losses = ftlab("compare", "runs/full", "runs/zero/1", "--metric", "val_loss", "--format", "json")
-    assert json.loads(losses.out)["rows"][1]["score"]["value"] > 0
+    losses = json.loads(ftlab("compare", "runs/full", "runs/zero/1", "--metric", "loss", "--format", "json").out)
+    assert losses["records"] == 4
+    assert losses["rows"][0]["score"]["value"] < losses["rows"][1]["score"]["value"]
 
 
 @pytest.fixture

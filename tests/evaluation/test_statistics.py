@@ -13,16 +13,14 @@ from sacrebleu.metrics import BLEU
 from sacrebleu.significance import PairedTest
 from scipy import stats
 
+from ftlab.evaluation.resampling import Array, randomisation, resampled
 from ftlab.evaluation.statistics import (
-    Array,
     Interval,
     Sample,
     bootstrap,
     difference,
     estimate,
     holm,
-    randomisation,
-    resampled,
     sample,
     significance,
 )
@@ -68,7 +66,7 @@ def test_all_runs_are_judged_on_the_same_draws() -> None:
 
 
 def test_draws_in_portions_are_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftlab.evaluation.statistics._AT_ONCE", 70)
+    monkeypatch.setattr("ftlab.evaluation.resampling._AT_ONCE", 70)
     scores = numpy.random.default_rng(0).normal(size=(1, 20))
     found = resampled(counted(scores), mean, 1001)
     assert found.shape == (1, 1001)

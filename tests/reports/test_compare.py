@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -379,6 +380,26 @@ def test_predictions_that_are_not_those_of_the_scores_are_refused() -> None:
     assert "has a test_rougeL but no test.jsonl: ftlab test -c runs/x/b/config.yaml writes it again" in refused(
         "runs/x"
     )
+
+
+def test_scores_of_before_the_end_of_training_are_refused() -> None:
+    write_run(Path("runs/x/a"), [1, 2, 3])
+    run = write_run(Path("runs/x/b"), [1, 2, 3], rate=0.5)
+    path = run / "predictions" / "test.jsonl"
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    assert f"{path} is older than the end of training: the run has been trained on since" in refused("runs/x")
+
+
+def test_what_a_reader_should_know_is_noted() -> None:
+    made = {"hardware": {"cpu": "x"}, "versions": {"torch": "2.13", "peft": "1"}, "ftlab": {"commit": "c1"}}
+    write_run(Path("runs/x/a"), [1, 2, 3], record=made)
+    changes = [{"trainer.max_steps": {"before": 50, "now": 100}}]
+    other = {"hardware": {"cpu": "y"}, "versions": {"torch": "2.14", "peft": "1"}, "ftlab": {"commit": "c2"}}
+    write_run(Path("runs/x/b"), [1, 2, 3], rate=0.5, record=other | {"changes": changes})
+    notes = compared("runs/x").notes
+    assert "runs/x/b was gone on with under another configuration: trainer.max_steps" in notes
+    assert "runs were made on different machines: time, memory and dollars compare loosely" in notes
+    assert "runs were made by different versions of ftlab, torch" in notes
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
+from ftlab.evaluation.resampling import RESAMPLES
 from ftlab.evaluation.statistics import Estimate, Significance
 from ftlab.evaluation.sums import score_of_sums
 from ftlab.reports.compare.costs import Cost, costs, equal
@@ -22,6 +23,7 @@ from ftlab.reports.compare.judged import (
     refuse_unequal_tuning,
     refuse_unfinished,
 )
+from ftlab.runs.identity import flat
 
 _FORGETTING = "forgetting_"
 
@@ -52,7 +54,7 @@ class Options:
     allowed: Sequence[str] = ()
     skip_unscored: bool = False
     confidence: float = statistics.CONFIDENCE
-    resamples: int = statistics.RESAMPLES
+    resamples: int = RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -348,11 +350,21 @@ def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statisti
         said.append(f"not all runs have kept {metric.key} for each record: intervals and tests are over seeds alone")
     elif samples[0].records < 30:
         said.append(f"{samples[0].records} records are few: intervals over records are too narrow below some 30")
-    machines = {
-        str(run.record.get("hardware", {}).get("gpus") or run.record.get("hardware", {}).get("cpu"))
-        for group in groups
-        for run in group.runs
-    }
-    if len(machines) > 1:
+    runs = [run for group in groups for run in group.runs]
+    for run in runs:
+        if changes := {key for change in run.record.get("changes", []) for key in change}:
+            said.append(f"{run} was gone on with under another configuration: {', '.join(sorted(changes))}")
+    hardware = [run.record.get("hardware", {}) for run in runs]
+    if len({str(each.get("gpus") or each.get("cpu")) for each in hardware}) > 1:
         said.append("runs were made on different machines: time, memory and dollars compare loosely")
+    if other := _other_versions(runs):
+        said.append(f"runs were made by different versions of {', '.join(other)}")
     return said
+
+
+def _other_versions(runs: Sequence[JudgedRun]) -> list[str]:
+    """What was not the same for all of the packages that make results; ftlab's commit and changes among them."""
+    made = [flat({"ftlab": run.record.get("ftlab", {})}) | run.record.get("versions", {}) for run in runs]
+    names = dict.fromkeys(name for each in made for name in each)
+    apart = [name for name in names if len({each.get(name) for each in made}) > 1]
+    return list(dict.fromkeys(name.split(".")[0] for name in apart))

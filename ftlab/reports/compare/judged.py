@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy
 
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
+from ftlab.evaluation.resampling import Array
 from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
 
@@ -198,6 +200,7 @@ def _rows(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
         raise UserError(f"{run} has a {metric.key} but no {path.name}: {_again(run, metric)}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {_again(run, metric)}") from error
+    _refuse_older(path, run, metric)
     keys = ("references", "prediction", "scores") if metric.of_texts else _KEYS_OF_LOSSES
     if not rows or not all(key in row for row in rows for key in keys):
         raise UserError(f"{path} holds no records as ftlab writes them: {_again(run, metric)}")
@@ -206,6 +209,17 @@ def _rows(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
     return rows
 
 
+def _refuse_older(path: Path, run: JudgedRun, metric: Metric) -> None:
+    """A run that was trained longer since has scores of before. A copy's time is that of the copying, or the same."""
+    ended = datetime.datetime.fromisoformat(run.record["ended"]).timestamp()
+    if path.stat().st_mtime < ended - _CLOCKS:
+        raise UserError(
+            f"{path} is older than the end of training: the run has been trained on since; {_again(run, metric)}"
+        )
+
+
+_CLOCKS = 60
+"""Seconds by which those of two machines may differ."""
 _KEYS_OF_LOSSES = ("record", "loss", "tokens")
 
 
@@ -247,7 +261,7 @@ def _refuse_other_rows(groups: Sequence[Group], metric: Metric) -> None:
 _SIZES = ("rows", "tokens", "target_tokens")
 
 
-def _checked(summed: statistics.Array, run: JudgedRun, metric: Metric) -> statistics.Array:
+def _checked(summed: Array, run: JudgedRun, metric: Metric) -> Array:
     """The same, where they come to the run's score."""
     score = float(score_of_sums(metric.name)(summed.sum(axis=0)))
     said = run.scores[metric.key]
