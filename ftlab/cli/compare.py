@@ -60,12 +60,17 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if options.unscored:
         print("".join(f"{run.run.config}\n" for run in unscored(runs, asked)), end="")
         return 0
-    comparison, _ = compare(runs, asked)
+    comparison, groups = compare(runs, asked)
     texts = {Path(path): make(comparison) for name, make in _TEXTS.items() if (path := options[name])}
     printed = None if options.format == "terminal" else _TEXTS[options.format](comparison)
     for path, text in texts.items():
         _write(path, text)
         print(f"ftlab: wrote {path}", file=sys.stderr)
+    if options.plots:
+        from ftlab.reports.compare.plots import write_plots  # with matplotlib
+
+        for path in write_plots(Path(options.plots), comparison, groups):
+            print(f"ftlab: wrote {path}", file=sys.stderr)
     if printed is None:
         _print(comparison)
     else:
@@ -123,6 +128,7 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument("--format", choices=["terminal", *_TEXTS], default="terminal", help="what is printed")
     for name in _TEXTS:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write the comparison as {name}, too")
+    parser.add_argument("--plots", metavar="DIR", help="draw figures there, as PDF and PNG")
     return parser
 
 

@@ -16,6 +16,8 @@ Score = Callable[[Array], Array]
 """From sums over records, (…, statistics), to scores, (…)."""
 
 RESAMPLES = 10_000
+_ROUNDING = 1e-10
+"""By which equal differences of scores may differ: of an exact match many are equal."""
 _AT_ONCE = 2**22
 """Numbers drawn at a time: 32 MiB."""
 
@@ -69,5 +71,5 @@ def randomisation(one: Array, other: Array, score: Score, trials: int = RESAMPLE
 
 def share_as_far(drawn: Array, observed: float) -> float:
     """The share of draws that come to as much; one is added, so that it is never 0 (Davison and Hinkley 1997)."""
-    as_much = int((drawn >= observed * (1 - 1e-12)).sum())
+    as_much = int((drawn >= observed - _ROUNDING).sum())
     return (as_much + 1) / (len(drawn) + 1)

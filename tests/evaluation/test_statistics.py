@@ -84,6 +84,13 @@ def test_approximate_randomisation_is_the_exact_test() -> None:
     assert randomisation(counted(one), counted(other), mean, 50_000) == pytest.approx(exact, abs=0.005)
 
 
+def test_differences_that_are_equal_count_as_such() -> None:
+    """Of three records on which one method alone is right, all must change sides or none: a quarter of the time."""
+    one = numpy.array([100.0, 100, 100] + [100.0, 0] * 48)
+    other = numpy.array([0.0, 0, 0] + [100.0, 0] * 48)
+    assert randomisation(counted(one), counted(other), mean, 20_000) == pytest.approx(0.25, abs=0.01)
+
+
 def test_the_paired_bootstrap_is_counted_by_hand() -> None:
     apart = [2.0, -1.0, 3.0]
     draws = [sum(draw) / 3 for draw in itertools.product(apart, repeat=3)]
@@ -93,12 +100,13 @@ def test_the_paired_bootstrap_is_counted_by_hand() -> None:
     assert bootstrap(one, other) == pytest.approx(exact, abs=0.006)
 
 
-def test_the_interval_over_records_is_that_of_the_exact_bootstrap() -> None:
+def test_the_interval_over_records_is_the_exact_bootstraps_expanded() -> None:
     scores = [1.0, 4.0, 4.0, 9.0]
     draws = sorted(sum(draw) / 4 for draw in itertools.product(scores, repeat=4))
     found = estimate(of_scores([scores], resamples=100_000), confidence=0.8).over_records
     assert found is not None
-    assert (found.low, found.high) == (numpy.quantile(draws, 0.1), numpy.quantile(draws, 0.9))
+    tail = 0.0293  # by hand: t of 3 degrees of freedom at 0.9 is 1.638, times the root of 4/3, of which the normal tail
+    assert (found.low, found.high) == (numpy.quantile(draws, tail), numpy.quantile(draws, 1 - tail)) == (1.75, 7.75)
 
 
 def test_methods_that_answer_alike_do_not_differ() -> None:
@@ -285,7 +293,7 @@ def crossed(
     return 70 + hard + generator.normal(0, seed, (methods, runs, 1)) + answers
 
 
-def studies(number: int, runs: int, records: int, resamples: int = 400, **spread: float) -> list[list[Sample]]:
+def studies(number: int, runs: int, records: int, resamples: int = 300, **spread: float) -> list[list[Sample]]:
     """Of each study a sample of each of its methods; the draws of records are the same in all."""
     generator = numpy.random.default_rng(number)
     methods = int(spread.pop("methods", 2))
@@ -306,20 +314,21 @@ def holds(interval: Interval | None, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
-ONE_SEED = {"runs": 1, "records": 150, "seed": 0.0, "record": 10.0, "single": 6.0}
+ONE_SEED = {"runs": 1, "records": 100, "seed": 0.0, "record": 10.0, "single": 6.0}
 SPREADS = {
-    "seeds differ little": {"runs": 5, "records": 150, "seed": 0.3, "record": 10.0, "single": 6.0},
-    "seeds differ much": {"runs": 5, "records": 150, "seed": 2.0, "record": 10.0, "single": 6.0},
-    "three seeds": {"runs": 3, "records": 150, "seed": 1.0, "record": 10.0, "single": 6.0},
-    "two seeds": {"runs": 2, "records": 150, "seed": 1.0, "record": 10.0, "single": 6.0},
+    "seeds differ little": {"runs": 5, "records": 100, "seed": 0.3, "record": 10.0, "single": 6.0},
+    "seeds differ much": {"runs": 5, "records": 100, "seed": 2.0, "record": 10.0, "single": 6.0},
+    "three seeds": {"runs": 3, "records": 100, "seed": 1.0, "record": 10.0, "single": 6.0},
+    "two seeds": {"runs": 2, "records": 100, "seed": 1.0, "record": 10.0, "single": 6.0},
 }
 
 
-@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
-@pytest.mark.parametrize("paired", [True, False])
-def test_equal_methods_are_told_apart_as_seldom_as_is_said(spread: dict[str, float], paired: bool) -> None:
+@pytest.mark.parametrize(
+    ("spread", "paired"), [*((name, True) for name in SPREADS), ("two seeds", False), ("seeds differ much", False)]
+)
+def test_equal_methods_are_told_apart_as_seldom_as_is_said(spread: str, paired: bool) -> None:
     alarms = 0
-    for one, other in studies(1, **spread):  # type: ignore[arg-type]
+    for one, other in studies(1, **SPREADS[spread]):  # type: ignore[arg-type]
         apart = other if paired else replace(other, seeds=tuple(f"other {seed}" for seed in other.seeds))
         alarms += not holds(difference(one, apart).over_both, 0)
     assert alarms <= 0.06 * STUDIES
@@ -368,7 +377,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(over: str) -> None:
     }[over]
     runs = 1 if over == "records" else 5
     held = 0
-    for study in studies(5, runs=runs, records=150, **spread):
+    for study in studies(5, runs=runs, records=100, **spread):
         for one in study:
             held += holds(getattr(estimate(one), f"over_{over}"), 70)
     assert held / (2 * STUDIES) == pytest.approx(0.95, abs=0.015)

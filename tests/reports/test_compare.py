@@ -281,7 +281,7 @@ def test_what_was_equal_is_said() -> None:
 def tuned_runs(place: str, method: str, losses: dict[float, float]) -> None:
     for rate, loss in losses.items():
         for seed in (1, 2):
-            scores = (loss + numpy.arange(10)).tolist()
+            scores = ((loss if math.isfinite(loss) else 0) + numpy.arange(10)).tolist()
             run = write_run(Path(f"{place}/{rate}-{seed}"), scores, seed=seed, method=method, rate=rate)
             (run / "scores.json").write_text(json.dumps({"test_rougeL": numpy.mean(scores), "val_loss": loss}))
 
@@ -298,6 +298,14 @@ def test_each_method_has_the_best_value_by_validation() -> None:
     assert [row.tried for row in found.rows] == [3, 3]
     assert found.rows[0].runs == ("runs/a/0.01-1", "runs/a/0.01-2")
     assert "lr 0.01 | 3 |" in markdown(found)
+
+
+def test_a_value_that_diverges_is_not_the_best() -> None:
+    tuned_runs("runs/a", "a", {0.1: math.nan, 0.01: 1.0})
+    tuned_runs("runs/b", "b", {0.1: 2.0, 0.01: math.inf})
+    assert [*compared(tuned=["model.optimizer.lr"]).rows[0].tuned.values()] == [0.01]
+    tuned_runs("runs/c", "c", {0.1: math.nan, 0.01: math.inf})
+    assert "c: training has diverged with every value of" in refused(tuned=["model.optimizer.lr"])
 
 
 def test_methods_that_had_less_to_choose_among_are_refused() -> None:

@@ -349,7 +349,7 @@ def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statisti
     if not samples[0].records:
         said.append(f"not all runs have kept {metric.key} for each record: intervals and tests are over seeds alone")
     elif samples[0].records < 30:
-        said.append(f"{samples[0].records} records are few: intervals over records are too narrow below some 30")
+        said.append(f"{samples[0].records} records are few: what is said of others like them is rough below some 30")
     runs = [run for group in groups for run in group.runs]
     for run in runs:
         if changes := {key for change in run.record.get("changes", []) for key in change}:

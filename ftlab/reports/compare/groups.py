@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -269,6 +270,8 @@ def _chosen(name: str, runs: Sequence[JudgedRun], keys: Sequence[str]) -> Group:
         raise UserError(f"{name}: no seed was tried with every value of {', '.join(keys)}: they cannot be compared")
     losses = {value: _mean_loss([run for run in each if run.seed in shared]) for value, each in values.items()}
     best = min(losses, key=losses.__getitem__)
+    if losses[best] == math.inf:
+        raise UserError(f"{name}: training has diverged with every value of {', '.join(keys)}: try others")
     left = tuple(run for value, each in values.items() if value != best for run in each)
     tuned = {key: values[best][0].config.get(key) for key in keys}
     return Group(name, tuple(values[best]), tuned, len(values), left)
@@ -278,4 +281,5 @@ def _mean_loss(runs: Sequence[JudgedRun]) -> float:
     for run in runs:
         if "val_loss" not in run.scores:
             raise UserError(f"{run} has no val_loss, by which tuned values are chosen: give it validation records")
-    return sum(run.scores["val_loss"] for run in runs) / len(runs)
+    mean = sum(run.scores["val_loss"] for run in runs) / len(runs)
+    return mean if math.isfinite(mean) else math.inf
