@@ -77,6 +77,7 @@ def fit(experiment: Experiment) -> None:
                 "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
                 "supervised_tokens": experiment.throughput.supervised,
                 "total_tokens": experiment.throughput.total,
+                **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
                 **({"in_shards": module.sharded.what} if module.sharded else {}),
             },
             data=experiment.datamodule.summary(),
