@@ -430,7 +430,22 @@ def test_options_that_cannot_be_met(options: dict[str, Any], said: str) -> None:
 def test_a_metric_that_one_run_lacks() -> None:
     write_run(Path("runs/x/a"), [1, 2], more_scores={"test_words": 1.0})
     write_run(Path("runs/x/b"), [1, 2], rate=0.5)
-    assert refused("runs/x", metric="words").startswith("runs/x/b has no test_words: there are test_loss")
+    assert refused("runs/x", metric="words").startswith("runs/x/b has no test_words: it has test_loss, test_rougeL")
+
+
+def test_the_metric_is_rouge_or_what_there_is() -> None:
+    runs = [write_run(Path(f"runs/x/{name}"), [1, 2], rate=rate) for name, rate in {"a": 0.1, "b": 0.2}.items()]
+    assert compared("runs/x").metric == "test_rougeL"
+    for run in runs:
+        (run / "scores.json").write_text('{"val_loss": 1.0, "test_loss": 1.0, "test_own_words": 1.5}')
+        text = (run / "predictions/test.jsonl").read_text()
+        (run / "predictions/test.jsonl").write_text(text.replace("rougeL", "own_words"))
+    assert compared("runs/x").metric == "test_own_words"
+    assert compared("runs/x", metric="own_words").metric == "test_own_words"
+    (runs[0] / "scores.json").write_text('{"test_loss": 1.0}')
+    assert compared("runs/x").metric == "test_loss"
+    (runs[1] / "scores.json").write_text('{"test_own_words": 1.0}')
+    assert "have no test score in common" in refused("runs/x")
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:

@@ -79,28 +79,25 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
                 f"{run} has no test scores: ftlab test -c {run.run.config} makes them; --skip-unscored leaves such "
                 "runs out, and a metric such as val_loss compares on validation records"
             )
-    if name is None:
-        shared = [key for key in runs[0].scores if key.startswith("test_") and all(key in run.scores for run in runs)]
-        name = "test_rougeL" if "test_rougeL" in shared else next(iter(sorted(shared, key=_as_last)), None)
-        if name is None:
-            raise UserError(f"{runs[0]} and the other runs have no test score in common: score all by the same metrics")
-    prefix, _, bare = name.partition("_")
-    metric = Metric(prefix, bare) if prefix in PREFIXES and bare else Metric("test", name)
+    prefix, _, bare = (name or _default(runs)).partition("_")
+    metric = Metric(prefix, bare) if prefix in PREFIXES and bare else Metric("test", f"{prefix}_{bare}".rstrip("_"))
+    known = {key for run in runs for key in run.scores}
+    if metric.key not in known:
+        raise UserError(f"no run has {metric.key}: there are {', '.join(sorted(known))}")
     for run in runs:
         if metric.key not in run.scores:
-            there = sorted({key for one in runs for key in one.scores})
-            no = run if any(metric.key in one.scores for one in runs) else "no run"
-            has = f"{no} has" if no == "no run" else f"{no} has no"
-            raise UserError(f"{has} {metric.key}: there are {', '.join(there)}")
-        if not math.isfinite(run.scores[metric.key]):
-            raise UserError(
-                f"{run} has {metric.key} {run.scores[metric.key]}, which compares with nothing: leave it out"
-            )
+            raise UserError(f"{run} has no {metric.key}: it has {', '.join(sorted(run.scores))}; {_again(run, metric)}")
+        if not math.isfinite(value := run.scores[metric.key]):
+            raise UserError(f"{run} has {metric.key} {value}, which compares with nothing: leave it out")
     return metric
 
 
-def _as_last(key: str) -> bool:
-    return key.removeprefix("test_") in LOSSES
+def _default(runs: Sequence[JudgedRun]) -> str:
+    """rougeL, or another score of texts, or the loss, whichever all runs have."""
+    shared = [key for key in runs[0].scores if key.startswith("test_") and all(key in run.scores for run in runs)]
+    if not shared:
+        raise UserError(f"{runs[0]} and the other runs have no test score in common: score all by the same metrics")
+    return min(shared, key=lambda key: (key != "test_rougeL", key.removeprefix("test_") in LOSSES))
 
 
 def refuse_unfinished(run: JudgedRun) -> None:
