@@ -18,7 +18,7 @@ from ftlab.sweeps import read_sweep_file
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NAMED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
-SWEEPS = sorted(EXPERIMENTS.glob("sweeps/*.yaml"))
+SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if "parameters" in read_config(path))
 CHOICES = sorted(str(path.relative_to(EXPERIMENTS)) for path in {*EXPERIMENTS.glob("*/*.yaml")} - {*SWEEPS})
 DATA = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml"))
 COLUMNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from ftlab.callbacks.energy import joules
 from ftlab.modules.devices import summed
 from ftlab.modules.finetune import FinetuneModule, log_interval
 
@@ -23,6 +25,11 @@ class Throughput(pl.Callback):
         """Tokens on this device; at the end, on all."""
         self.seconds = 0.0
         """Time spent in training steps, in seconds."""
+        self.joules: float | None = None
+        """Used by all devices from the start of training to its end, validation included; None where they do not tell,
+        or did not all the time."""
+        self._joules_before: float | None = 0.0
+        self._joules_at_start: float | None = None
         self._since = time.perf_counter()
         self._step = 0
         self._device = torch.device("cpu")
@@ -31,26 +38,39 @@ class Throughput(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         supervised, total = self._over_devices()
-        return {"supervised": supervised, "total": total, "seconds": self.seconds}
+        energy = {} if self.joules is None else {"joules": self.joules}
+        return {"supervised": supervised, "total": total, "seconds": self.seconds} | energy
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.supervised, self.total = state_dict["supervised"], state_dict["total"]
         self.seconds = self._seconds_then = state_dict["seconds"]
         self._total_then = self.total
+        self._joules_before = state_dict.get("joules")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         self._device = pl_module.device
         if trainer.global_rank:  # the first process goes on with what all had counted
             self.supervised = self.total = self._total_then = 0
+            self._joules_before = self._joules_before and 0.0
+        self._joules_at_start = joules(self._device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.supervised, self.total = self._over_devices()
 
     def _over_devices(self) -> tuple[int, int]:
-        counts = torch.tensor([self.supervised, self.total], dtype=torch.float64)
-        supervised, total = summed(counts, self._device).tolist()
+        used = self._joules_here()
+        counts = torch.tensor([self.supervised, self.total, math.nan if used is None else used], dtype=torch.float64)
+        supervised, total, used = summed(counts, self._device).tolist()
+        self.joules = None if math.isnan(used) else used
         return int(supervised), int(total)
+
+    def _joules_here(self) -> float | None:
+        """Of this device, and on the first of what all had used before."""
+        now = joules(self._device)
+        if now is None or self._joules_at_start is None or self._joules_before is None:
+            return None
+        return self._joules_before + now - self._joules_at_start
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._since = time.perf_counter()

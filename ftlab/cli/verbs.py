@@ -78,6 +78,7 @@ def fit(experiment: Experiment) -> None:
                 "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
                 "supervised_tokens": experiment.throughput.supervised,
                 "total_tokens": experiment.throughput.total,
+                **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
                 **({"in_shards": module.sharded.what} if module.sharded else {}),
             },
             data=experiment.datamodule.summary(),
@@ -178,6 +179,8 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
     run.add_scores(scores, suffix)
     if tally.predictions:
         run.write_predictions(split + suffix, tally.predictions)
+    if tally.losses:
+        run.write_predictions(f"{split}_losses{suffix}", tally.losses)
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
     if not suffix:

@@ -31,6 +31,9 @@ _TOKENS = 8
 Way = Literal["fused", "rows", "whole"]
 _WAYS: tuple[Way, ...] = get_args(Way)
 
+Fused = Callable[[Callable[[Tensor], Tensor], Iterable[nn.Parameter], Tensor, Tensor], Tensor]
+"""Makes a loss of a head, its parameters, hidden states and targets, without all logits."""
+
 
 class _AnsweredOtherwise(Exception):  # noqa: N818  (no error while ways are tried)
     """The network has not answered with what its output layer gave."""
@@ -60,14 +63,24 @@ class Head:
             places: From which a target is predicted, in the flattened rows, (targets,).
             targets: The ids, (targets,).
         """
+        return self._loss(fused_cross_entropy, "sum", inputs, length, places, targets)
+
+    def losses(self, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats of each target, (targets,). It has no gradient; arguments as of `summed_loss`."""
+        with torch.no_grad():
+            return self._loss(_losses_of_rows, "none", inputs, length, places, targets)
+
+    def _loss(
+        self, fused: Fused, reduction: str, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor
+    ) -> Tensor:
         if self.way is None:
             self.try_ways(places.device)
         assert self.way is not None
         try:
-            return self._by(self.way, inputs, length, places, targets)
+            return self._by(self.way, inputs, length, places, targets, fused, reduction)
         except _AnsweredOtherwise:  # a hook that came later, or looks at what is asked
             # not from now on: a run that is resumed after this batch would not know of it
-            return self._by("whole", inputs, length, places, targets)
+            return self._by("whole", inputs, length, places, targets, fused, reduction)
 
     def try_ways(self, device: torch.device) -> None:
         """Finds the way; to be called by all processes, whose network may be in shards. Nothing is drawn at random.
@@ -91,20 +104,30 @@ class Head:
             except (_AnsweredOtherwise, RuntimeError, IndexError, ValueError):
                 self.way = "rows"
 
-    def _by(self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
+    def _by(
+        self,
+        way: Way,
+        inputs: dict[str, Any],
+        length: int,
+        places: Tensor,
+        targets: Tensor,
+        fused: Fused | None = None,
+        reduction: str = "sum",
+    ) -> Tensor:
         if way == "whole":
             logits = _rows(self.network(**inputs).logits, length, places)
         else:
-            with self._takes_over(way == "fused", length, places, targets) as answers:
+            by_pieces = (fused or fused_cross_entropy) if way == "fused" else None
+            with self._takes_over(by_pieces, length, places, targets) as answers:
                 logits = self.network(**inputs).logits
             if way == "fused":
                 if not answers or logits is not answers[-1]:
                     raise _AnsweredOtherwise
                 return logits
-        return nn.functional.cross_entropy(_wide(logits), targets, reduction="sum")
+        return nn.functional.cross_entropy(_wide(logits), targets, reduction=reduction)
 
     @contextmanager
-    def _takes_over(self, fused: bool, length: int, places: Tensor, targets: Tensor) -> Iterator[list[Tensor]]:
+    def _takes_over(self, fused: Fused | None, length: int, places: Tensor, targets: Tensor) -> Iterator[list[Tensor]]:
         """Has the output layer take rows alone; gives what it answers with."""
         layer, before = self._layer, vars(self._layer).get("forward")
         forward, answers = layer.forward, []
@@ -114,7 +137,7 @@ class Head:
                 return forward(rows, *args, **kwargs)
 
             rows = _rows(hidden, length, places)
-            answers.append(fused_cross_entropy(head, layer.parameters(), rows, targets) if fused else head(rows))
+            answers.append(fused(head, layer.parameters(), rows, targets) if fused else head(rows))
             return answers[-1]
 
         layer.forward = of_rows
@@ -165,6 +188,22 @@ def fused_cross_entropy(
     return _Fused.apply(head, training, rows, targets, *trained)
 
 
+def _losses_of_rows(head: Callable[[Tensor], Tensor], _: Any, rows: Tensor, targets: Tensor) -> Tensor:
+    """The same of each row, (rows,), without a gradient."""
+    losses: list[Tensor] = []
+    start, step = 0, _ROWS
+    while start < len(rows) or not losses:
+        logits, ids = head(rows[start : start + step]), targets[start : start + step]
+        start += step
+        step = _rows_at_a_time(logits)
+        losses.append(nn.functional.cross_entropy(_wide(logits), ids, reduction="none"))
+    return torch.cat(losses)
+
+
+def _rows_at_a_time(logits: Tensor) -> int:
+    return max(_ROWS, _LOGITS // max(1, logits.shape[-1]))
+
+
 class _Fused(torch.autograd.Function):
     """The summed loss of rows, and with it the gradients of rows and of the head's parameters."""
 
@@ -188,7 +227,7 @@ class _Fused(torch.autograd.Function):
             with torch.set_grad_enabled(with_gradients):
                 part = some.detach().requires_grad_(with_gradients)
                 logits = head(part)
-            step = max(_ROWS, _LOGITS // max(1, logits.shape[-1]))
+            step = _rows_at_a_time(logits)
             scores = _wide(logits.detach())
             normal = scores.logsumexp(-1, keepdim=True)
             chosen = ids[:, None]

@@ -71,14 +71,21 @@ class JudgedModule(pl.LightningModule):
 
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
-        # said here and not in the network's configuration, which is saved with its weights
-        names = ("input_ids", "attention_mask", "position_ids")
-        inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        return self.head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
+        return self.head.summed_loss(_inputs(batch), batch["input_ids"].shape[1], batch["places"], batch["targets"])
+
+    @property
+    def keeps_losses(self) -> bool:
+        """Whether the loss of each record is kept: where answers are judged, too, and the loss is this class's own."""
+        own = type(self).summed_loss is JudgedModule.summed_loss
+        return own and self.trainer.state.fn != TrainerFn.FITTING
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
-        if "labels" in batch:
+        if "labels" in batch and self.keeps_losses:
+            length = batch["input_ids"].shape[1]
+            losses = self.head.losses(_inputs(batch), length, batch["places"], batch["targets"])
+            self.tally.add_losses(losses, batch["places"] // length, batch["records"])
+        elif "labels" in batch:
             self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
         else:
             self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
@@ -145,3 +152,9 @@ class JudgedModule(pl.LightningModule):
         self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("step", float(self.global_step))  # the axis of every curve: Lightning's own counts from 0
+
+
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the network takes; said here and not in its configuration, which is saved with its weights."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    return {name: batch[name] for name in names if name in batch} | {"use_cache": False}

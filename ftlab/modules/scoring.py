@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ftlab.data import Record
@@ -22,6 +23,8 @@ class Tally:
         self.answers: dict[int, str] = {}
         """The answer to each record, by the record's index."""
         self.texts: Scores | None = None
+        self.losses: list[dict[str, Any]] = []
+        """A line a row of the loss: `record`, where it stands; `loss` in nats, summed over its `tokens`."""
         self.predictions: list[dict[str, Any]] = []
         """A line a record: `prompt`, `references`, `prediction`, `scores`."""
 
@@ -30,16 +33,32 @@ class Tally:
         self._loss = self._loss + loss_sum.detach().double()
         self._targets += targets
 
+    def add_losses(self, losses: Tensor, rows: Tensor, records: Sequence[str]) -> None:
+        """Adds a batch of rows, one record each.
+
+        Args:
+            losses: In nats, (targets,).
+            rows: To which each target belongs, (targets,).
+            records: Where each row's record stands.
+        """
+        rows = rows.cpu()
+        sums = torch.zeros(len(records), dtype=torch.float64).index_add_(0, rows, losses.detach().cpu().double())
+        counts = torch.bincount(rows, minlength=len(records))
+        for record, loss, tokens in zip(records, sums.tolist(), counts.tolist(), strict=True):
+            self.losses.append({"record": record, "loss": loss, "tokens": tokens})
+        self.add_loss(sums.sum(), len(losses))
+
     def add_answers(self, indices: Sequence[int], answers: Sequence[str]) -> None:
         """Adds the answers to the records with these indices."""
         self.answers.update(zip(indices, answers, strict=True))
 
     def gather(self) -> None:
         """Brings together what the processes of a distributed run have."""
-        parts = gathered((float(self._loss), self._targets, self.answers))
+        parts = gathered((float(self._loss), self._targets, self.answers, self.losses))
         self._loss = sum(part[0] for part in parts)
         self._targets = sum(part[1] for part in parts)
         self.answers = {index: answer for part in parts for index, answer in part[2].items()}
+        self.losses = sorted((line for part in parts for line in part[3]), key=lambda line: line["record"])
 
     def score(self, records: Sequence[Record], metrics: Sequence[Metric]) -> None:
         """Scores the answers against the references of their records."""

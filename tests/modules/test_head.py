@@ -134,6 +134,21 @@ def test_loss_and_gradients_are_those_of_all_logits(name: str) -> None:
     assert "forward" not in vars(by_head._layer)  # as it was
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_loss_of_each_target_is_that_of_all_logits(name: str) -> None:
+    torch.manual_seed(0)
+    network = NETWORKS[name][0]().eval()
+    inputs, places, targets = batch()
+    del inputs["labels"]
+    with torch.inference_mode():
+        logits = network(**inputs).logits[:, -LENGTH:].flatten(0, 1)[places]
+        expected = -logits.double().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        found = Head(network).losses(inputs, LENGTH, places, targets)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    empty = torch.zeros(0, dtype=torch.long)
+    assert Head(network).losses(inputs, LENGTH, empty, empty).shape == (0,)
+
+
 class Bounded(nn.Linear):
     """An output layer whose gradient needs what it gave."""
 

@@ -76,6 +76,38 @@ def test_scores_of_a_test_are_those_of_the_libraries(
     assert scores["test_loss"] == pytest.approx(rows_loss(data.scoring_loaders("test")[0].dataset), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_test_keeps_the_loss_of_each_record(
+    size: int, make_module: Make, make_data: Make, make_trainer: Make, rows_loss: Make
+) -> None:
+    module, data = make_module(LoRA(r=1)), make_data(eval_batch_size=size)
+    scores, _ = make_trainer().test(module, data, verbose=False)
+    rows = list(data.scoring_loaders("test")[0].dataset)
+    losses = module.tally.losses
+    assert [line["record"] for line in losses] == sorted(row.source for row in rows)
+    for line in losses:
+        (row,) = (row for row in rows if row.source == line["record"])
+        assert line["tokens"] == sum(label != -100 for label in row.labels[1:])
+        assert line["loss"] / line["tokens"] == pytest.approx(rows_loss([row]), rel=1e-5)
+    total = sum(line["loss"] for line in losses) / sum(line["tokens"] for line in losses)
+    assert module.tally.scores()["loss"] == pytest.approx(total, rel=1e-12)
+    assert scores["test_loss"] == pytest.approx(total, rel=1e-6)  # Lightning's are in float32
+
+
+def test_a_loss_of_another_kind_is_kept_as_a_sum(make_module: Make, make_data: Make, make_trainer: Make) -> None:
+    module = make_module(LoRA(r=1))
+
+    class Doubled(type(module)):  # type: ignore[misc]
+        def summed_loss(self, batch: dict[str, Any]) -> Tensor:
+            return 2 * super().summed_loss(batch)
+
+    (alone, _) = make_trainer().test(module, make_data(), verbose=False)
+    module.__class__ = Doubled
+    (doubled, _) = make_trainer().test(module, make_data(), verbose=False)
+    assert doubled["test_loss"] == pytest.approx(2 * alone["test_loss"], rel=1e-5)
+    assert module.tally.losses == []
+
+
 def test_predict_answers_every_prompt(make_module: Make, make_data: Make, make_trainer: Make, network: Network) -> None:
     module, data = make_module(ZeroShot()), make_data(eval_batch_size=3)
     make_trainer().predict(module, data)
@@ -115,6 +147,18 @@ def test_tally_by_hand() -> None:
     tally.add_loss(torch.tensor(6.0, requires_grad=True), 2)
     tally.add_loss(torch.tensor(2.0), 6)
     assert tally.scores() == {"loss": 1.0, "perplexity": pytest.approx(math.e)}  # not the mean of 3 and 1/3
+
+
+def test_the_losses_of_rows_by_hand() -> None:
+    tally = Tally()
+    tally.add_losses(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 2]), ["b", "c", "a"])
+    tally.gather()
+    assert tally.losses == [
+        {"record": "a", "loss": 4.0, "tokens": 1},
+        {"record": "b", "loss": 3.0, "tokens": 2},
+        {"record": "c", "loss": 0.0, "tokens": 0},
+    ]
+    assert tally.scores()["loss"] == pytest.approx(7 / 3)
 
 
 def test_tally_without_targets_says_nothing_of_a_loss() -> None:
