@@ -60,8 +60,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if options.unscored:
         print("".join(f"{run.run.config}\n" for run in unscored(runs, asked)), end="")
         return 0
-    comparison, _ = compare(runs, asked)
+    comparison, groups = compare(runs, asked)
     texts = {Path(path): make(comparison) for name, make in _TEXTS.items() if (path := options[name])}
+    if options.html:
+        from ftlab.reports.compare.page import page  # which draws
+
+        texts[Path(options.html)] = page(comparison, groups)
     printed = None if options.format == "terminal" else _TEXTS[options.format](comparison)
     for path, text in texts.items():
         _write(path, text)
@@ -123,6 +127,9 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument("--format", choices=["terminal", *_TEXTS], default="terminal", help="what is printed")
     for name in _TEXTS:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write the comparison as {name}, too")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write one page with figures and answers, which needs no network"
+    )
     return parser
 
 
