@@ -62,6 +62,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     comparison, groups = compare(runs, asked)
     texts = {Path(path): make(comparison) for name, make in _TEXTS.items() if (path := options[name])}
+    if options.html:
+        from ftlab.reports.compare.page import page  # which draws
+
+        texts[Path(options.html)] = page(comparison, groups)
     printed = None if options.format == "terminal" else _TEXTS[options.format](comparison)
     for path, text in texts.items():
         _write(path, text)
@@ -129,6 +133,9 @@ def _parser(verb: str) -> ArgumentParser:
     for name in _TEXTS:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write the comparison as {name}, too")
     parser.add_argument("--plots", metavar="DIR", help="draw figures there, as PDF and PNG")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write one page with figures and answers, which needs no network"
+    )
     return parser
 
 

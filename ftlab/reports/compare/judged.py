@@ -181,7 +181,7 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
     for group in groups:
         tables = []
         for run in group.runs:
-            rows = _rows(run, metric)
+            rows = answers(run, metric)
             first = first or (run, rows)
             _refuse_other_records(*first, run, rows)
             tables.append(_checked(sums(metric.name, rows), run, metric))
@@ -189,7 +189,12 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
     return samples
 
 
-def _rows(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
+def answers(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
+    """The records as the run answered them: prompt, references, prediction, scores; of a loss each record's own.
+
+    Raises:
+        UserError: They are not there, or damaged.
+    """
     path = metric.file(run)
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
