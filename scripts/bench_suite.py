@@ -94,7 +94,7 @@ class Form:
 
 
 EQUAL = ("bare", "ftlab", "hf", "trl")
-PEERS = ("hf", "trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")
+LAYOUTS = ("trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")
 TINY = Case(
     "the network that ships, LoRA, a row a step",
     *("demo", "demo", ("bare", "ftlab")),
@@ -107,13 +107,13 @@ FORMS = {
             "demo": Case(
                 "the network that ships, LoRA, 16 rows a step",
                 *("demo", "demo", EQUAL),
-                {"length": 256, "batch_size": 16, "warm": 2, "steps": 12},
+                {"length": 256, "batch_size": 16, "warm": 2, "steps": 11},
             ),
             "tiny": TINY,
             "words": Case(
                 "a Llama of width 256 with random weights, LoRA, 8 rows a step",
-                *("llama-256", "t0_mix", PEERS),
-                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 4},
+                *("llama-256", "t0_mix", ("hf", "trl:default", "ftlab:pack", "trl:pack")),
+                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 3},
             ),
         },
         other={"packing": 1, "checkpoints": 1, "head": 1, "data": 1},
@@ -135,13 +135,13 @@ FORMS = {
             "tiny": TINY,
             "stories": Case(
                 "stories260K, LoRA, 16 rows of E2E a step",
-                *("stories", "e2e", (*EQUAL, "trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")),
+                *("stories", "e2e", (*EQUAL, *LAYOUTS)),
                 {"length": 512, "batch_size": 16, "warm": 4, "steps": 24},
             ),
             "words": Case(
                 "a Llama of width 256 with random weights, LoRA, 8 rows a step",
-                *("llama-256", "t0_mix", (*EQUAL, "trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")),
-                {"length": 1024, "batch_size": 8, "warm": 2, "steps": 10},
+                *("llama-256", "t0_mix", (*EQUAL, *LAYOUTS)),
+                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 5},
             ),
             "wide": Case(
                 "a Llama of width 512 with random weights (49 M), LoRA, 4 rows a step",

@@ -130,10 +130,11 @@ def bare(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
         holds(clock, batch)
         clock.begins()
         inputs = {name: value.to(device, non_blocking=True) for name, value in padded(batch).items()}
-        labels = inputs.pop("labels")
+        # labels are shifted, not logits, of which a slice would be a copy
+        labels = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
         with mixed:
             logits = network(**inputs, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         clock.updates(trained)
