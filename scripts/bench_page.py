@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 from bench_targets import judged, table
 from benching import said
+from packed_against_padded import COMPARED
 
 TITLES = {"short": "The bench, short form", "long": "The bench, long form"}
 LIMITS = {
@@ -36,9 +38,10 @@ def page(record: dict[str, Any]) -> str:
         f"{told['processor']}, {told['cores']} cores, threads: {told['threads']}; {told['system']}; "
         f"Python {told['python']}; {versions}."
     )
-    lines = [f"# {TITLES[record['form']]}", "", f"    {record['command']}", "", machine]
+    commands = dict.fromkeys(part["command"] for part in parts.values())
+    lines = [f"# {TITLES[record['form']]}", "", *(f"    {command}" for command in commands), ""]
     lines.append(
-        f"Of {' and '.join(dates)}, commit {', '.join(commits)}; {minutes:.0f} minutes. "
+        f"{fill(machine, 130)}\nOf {' and '.join(dates)}, commit {', '.join(commits)}; {minutes:.0f} minutes. "
         f"Written by scripts/bench_page.py; bench_{record['form']}.json has every turn."
     )
     lines += ["", "## Goals", "", HOW, "", table(judged(parts)), "", LIMITS[record["form"]]]
@@ -110,9 +113,8 @@ def _head(part: dict[str, Any]) -> list[str]:
 def _packing(part: dict[str, Any]) -> list[str]:
     told = part["figures"]
     lines = [f"{told['records']} records in {told['packs']} packs beside padded batches; relative difference:", ""]
-    lines += ["| samples | summed loss | gradient of all weights |", "|---|---:|---:|"]
-    for order in ("as they come", "turned round"):
-        lines.append(f"| {order} | {told[order]['loss']:.1e} | {told[order]['gradient']:.1e} |")
+    lines += ["| samples in packs | summed loss | gradient of all weights |", "|---|---:|---:|"]
+    lines += [f"| {what} | {told[what]['loss']:.1e} | {told[what]['gradient']:.1e} |" for what in COMPARED]
     replaced = f"With {told['replaced']:,} tokens of every second sample replaced, logits of the others change by "
     return [*lines, "", f"{replaced}{told['seen']}."]
 

@@ -8,7 +8,7 @@
 tokenizer of 32,000 words or more, and a small network with a context of 512, are found beside it (../tokenizers/gpt2,
 ../models/stories260K) or named. Without them a vocabulary of 32,768 goes with the tokenizer that ships, and goals of
 skewed rows are not judged. DIR gets bench_FORM.json, after each part, and bench_FORM.md. With `--only`, the other parts
-stay as an earlier run left them; each has its own date and commit.
+stay as an earlier run left them; each has its own command, date and commit. What a GPU tells is scripts/gpu.sh's.
 """
 
 from __future__ import annotations
@@ -196,12 +196,12 @@ def world(args: argparse.Namespace, place: Path) -> World:
 def benched(name: str, form: Form, world: World, only: Sequence[str] | None, output: Path | None) -> dict[str, Any]:
     """The record of a form: what is in `output`, with the parts that are run now."""
     file = output and output / f"bench_{name}.json"
-    record: dict[str, Any] = {"form": name, "command": _command(), "machine": machine(), "parts": {}}
+    record: dict[str, Any] = {"form": name, "machine": machine(), "parts": {}}
     if file and only and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         if before["machine"] != record["machine"]:
             sys.exit(f"{file.name} is of another machine, other threads or versions: run the form without --only")
-        record |= {"command": before["command"], "parts": before["parts"]}
+        record["parts"] = before["parts"]
     for part in (*form.cases, *form.other):
         if only and part not in only:
             continue
@@ -218,8 +218,8 @@ def benched(name: str, form: Form, world: World, only: Sequence[str] | None, out
             continue
         seconds = time.monotonic() - began
         print(f"-- {part}: {seconds:.0f} s", flush=True)
-        when = {"date": time.strftime("%Y-%m-%d"), "commit": commit(), "seconds": round(seconds)}
-        record["parts"][part] = told | when | {"figures": figures}
+        told |= {"command": _command(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+        record["parts"][part] = told | {"seconds": round(seconds), "figures": figures}
         if file:
             order = [*form.cases, *form.other]
             record["parts"] = dict(sorted(record["parts"].items(), key=lambda item: order.index(item[0])))
@@ -266,14 +266,19 @@ def work_of(case: Case, world: World) -> training_cost.Work | None:
     elif case.network == "demo":
         network = DEMO[0]
     else:
-        tokenizer = world.tokenizer or DEMO[0]
-        network = training_cost.network_directory(case.network, tokenizer, world.place, WORDS)
+        network = made(case.network, world)
     return training_cost.Work(str(network.resolve()), str(rows.resolve()), **case.options)
+
+
+def made(shape: str, world: World) -> Path:
+    """The directory of a network of a shape, with its tokenizer, which then has a stop token if it had none."""
+    return training_cost.network_directory(shape, world.tokenizer or DEMO[0], world.place, WORDS)
 
 
 def _data(form: Form, world: World) -> dict[str, Any]:
     rows = world.data / "t0_mix" / "train.jsonl" if world.data else DEMO[1]
-    return data_cost.benchmark_data([rows], world.tokenizer or DEMO[0], form.other["data"])
+    tokenizer = made("llama-256", world) if world.tokenizer else DEMO[0]
+    return data_cost.benchmark_data([rows], tokenizer, form.other["data"])
 
 
 def _packing(form: Form, world: World) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benching import interval
+from packed_against_padded import ORDERS
 
 STEP = 100.0
 """Milliseconds of a step from which its overhead is told as a share."""
@@ -177,7 +178,7 @@ def _of_data(part: str, figures: Figures) -> Iterator[Target]:
 
 def _of_packing(part: str, figures: Figures) -> Iterator[Target]:
     for what in ("loss", "gradient"):
-        most = max(figures[order][what] for order in ("as they come", "turned round"))
+        most = max(figures[order][what] for order in ORDERS)
         yield Target(f"{what} of packs beside padded batches, fp32", part, 1e-5, True, (most,), exact=True)
     name = "change of a packed sample's logits when the others change"
     yield Target(name, part, 0.0, True, (figures["seen"],), exact=True)

@@ -1,9 +1,10 @@
-"""Loss and gradients of packed batches beside padded ones, on a real network and real records, in float32; and
-whether a sample of a pack sees another.
+"""Loss and gradients of packed batches beside padded ones, on a real network and real records; and whether a sample of
+a pack sees another.
 
 `scripts/benchmark.py packing` runs it. Told are the relative difference of the summed loss and, over all weights, of
-the gradient, with packs in the order they come and with their samples turned round; and by how much the logits of every
-second sample change when all others are replaced by other tokens.
+the gradient, with packs in the order they come and with their samples turned round, in float32 and in float64; how far
+float32 itself is from float64, on padded batches; and by how much the logits of every second sample change when all
+others are replaced by other tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 from benching import ASSETS, data_module
 
 ROWS = 64
+ORDERS = ("as they come", "turned round")
+COMPARED = (*ORDERS, *(f"{order}, float64" for order in ORDERS), "float32 beside float64, padded")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +40,9 @@ def benchmark_packing(network: Path, data: Path, length: int = 512) -> dict[str,
         sys.exit(f"packed beside padded failed:\n{done.stderr}")
     figures = json.loads(done.stdout.splitlines()[-1])
     print(f"{figures['records']} records in {figures['packs']} packs of {length}; summed loss {figures['loss']:.4f}")
-    for order in ("as they come", "turned round"):
-        loss, gradient = figures[order]["loss"], figures[order]["gradient"]
-        print(f"  {order}: loss differs by {loss:.1e}, gradient by {gradient:.1e}")
+    for what in COMPARED:
+        loss, gradient = figures[what]["loss"], figures[what]["gradient"]
+        print(f"  {what}: loss differs by {loss:.1e}, gradient by {gradient:.1e}")
     print(f"  logits, when the other samples are replaced, by {figures['seen']}")
     return figures
 
@@ -56,16 +59,15 @@ def compare(path: str, file: Path, length: int) -> dict[str, Any]:
     rows = [data.rows("train")[place] for place in range(ROWS)]
     bins = best_fit(data.rows("train").lengths[:ROWS], length)
     packs = [[rows[place] for place in pack] for pack in bins]
-    network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     pad = data.encoder.pad_id
-    loss, gradient = _step(network, PadCollator(pad)(rows))
-    figures: dict[str, Any] = {"records": ROWS, "packs": len(packs), "loss": loss}
-    for name, order in {"as they come": packs, "turned round": [pack[::-1] for pack in packs]}.items():
-        mine, other = _step(network, PackCollator(pad)(order))
-        figures[name] = {
-            "loss": abs(mine - loss) / loss,
-            "gradient": float((other - gradient).norm() / gradient.norm()),
-        }
+    orders = dict(zip(ORDERS, (packs, [pack[::-1] for pack in packs]), strict=True))
+    padded, figures = [], {"records": ROWS, "packs": len(packs)}
+    for dtype, named in ((torch.float64, ", float64"), (torch.float32, "")):
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        padded.append(_step(network, PadCollator(pad)(rows)))
+        for name, order in orders.items():
+            figures[name + named] = _apart(_step(network, PackCollator(pad)(order)), padded[-1])
+    figures |= {COMPARED[-1]: _apart(padded[1], padded[0]), "loss": padded[1][0]}
     batch = PackCollator(pad)(packs)
     kept = (batch["position_ids"] == 0).cumsum(1) % 2 == 1  # every second sample, the first among them
     noise = torch.randint(network.config.vocab_size, kept.shape, generator=torch.Generator().manual_seed(0))
@@ -75,6 +77,14 @@ def compare(path: str, file: Path, length: int) -> dict[str, Any]:
             for ids in (batch["input_ids"], torch.where(kept, batch["input_ids"], noise))
         )
     return figures | {"seen": float((logits - others).abs().max()), "replaced": int((~kept).sum())}
+
+
+def _apart(mine: tuple[float, Any], other: tuple[float, Any]) -> dict[str, float]:
+    gradient = other[1].double()
+    return {
+        "loss": abs(mine[0] - other[0]) / other[0],
+        "gradient": float((mine[1] - gradient).norm() / gradient.norm()),
+    }
 
 
 def _step(network: Any, batch: Any) -> tuple[float, Any]:

@@ -81,7 +81,7 @@ def training(work: dict[str, Any] | None = None, **arms: dict[str, Any]) -> dict
     return {
         "kind": "training",
         "says": "a network",
-        **{"date": "2026-01-01", "commit": "abc", "seconds": 60},
+        **{"command": "the command", "date": "2026-01-01", "commit": "abc", "seconds": 60},
         "figures": {"work": said, "repeats": 5, **arms},
     }
 
@@ -148,6 +148,9 @@ OTHER: dict[str, dict[str, Any]] = {
         **{"records": 64, "packs": 19, "replaced": 400, "seen": 0.0},
         "as they come": {"loss": 0.0, "gradient": 2e-7},
         "turned round": {"loss": 3e-7, "gradient": 2e-5},
+        "as they come, float64": {"loss": 1e-16, "gradient": 1e-15},
+        "turned round, float64": {"loss": 1e-16, "gradient": 1e-15},
+        "float32 beside float64, padded": {"loss": 1e-7, "gradient": 3e-5},
     },
     "checkpoints": {"bytes": 1_035, "tensors": 1_000},
     "head": {
@@ -185,7 +188,7 @@ OTHER: dict[str, dict[str, Any]] = {
 
 
 def parts() -> dict[str, Any]:
-    said = {"date": "2026-01-02", "commit": "abc", "seconds": 30}
+    said = {"command": "the command --only others", "date": "2026-01-02", "commit": "abc", "seconds": 30}
     return {kind: {"kind": kind, **said, "figures": figures} for kind, figures in OTHER.items()}
 
 
@@ -225,9 +228,9 @@ def test_the_page_has_each_part_with_what_does_not_count_and_the_profile(scripts
         "python": "3.11",
         "versions": {"torch": "2"},
     }
-    record = {"form": "short", "command": "the command", "machine": machine, "parts": {"demo": trained} | parts()}
+    record = {"form": "short", "machine": machine, "parts": {"demo": trained} | parts()}
     text = page(json.loads(json.dumps(record)))
-    assert text.startswith("# The bench, short form\n\n    the command\n\nP, 2 cores")
+    assert text.startswith("# The bench, short form\n\n    the command\n    the command --only others\n\nP, 2 cores")
     assert "Of 2026-01-01 and 2026-01-02, commit abc; 4 minutes." in text
     assert "| hf | does not count: no memory |" in text
     assert "    a step of 4 profiled: 9 ms" in text
@@ -258,7 +261,7 @@ def test_tokenizer_and_network_are_found_beside_the_data(scripts: Path, tmp_path
 
 def test_parts_of_another_machine_are_not_added_to(scripts: Path, tmp_path: Path) -> None:
     """What is measured here must not be read as if it came from there."""
-    (tmp_path / "bench_short.json").write_text(json.dumps({"machine": {"cores": 999}, "command": "", "parts": {}}))
+    (tmp_path / "bench_short.json").write_text(json.dumps({"machine": {"cores": 999}, "parts": {}}))
     suite = [sys.executable, str(scripts / "benchmark.py"), "suite", "short", "--only", "packing"]
     done = subprocess.run([*suite, "--output", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1
