@@ -98,7 +98,7 @@ LAYOUTS = ("trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")
 TINY = Case(
     "the network that ships, LoRA, a row a step",
     *("demo", "demo", ("bare", "ftlab")),
-    {"length": 256, "batch_size": 1, "warm": 10, "steps": 80},
+    {"length": 256, "batch_size": 1, "warm": 10, "steps": 150},
 )
 FORMS = {
     "short": Form(
