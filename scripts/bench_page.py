@@ -52,7 +52,7 @@ def page(record: dict[str, Any]) -> str:
 
 COLUMNS = (
     *("arm", "ms a step", "CPU ms", "tokens/s", "target tokens/s", "padding", "peak MB", "s to the first step"),
-    "ms over the first arm's",
+    "time of a token over the first arm's",
 )
 
 

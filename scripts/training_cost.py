@@ -141,19 +141,20 @@ def benchmark_training(work: Work, arms: list[str], repeats: int) -> dict[str, A
     print(f"{first[arms[0]].get('device')}; {figures['work']}; {repeats} turns: median (smallest to largest)")
     reference = "bare" if "bare" in arms else arms[0]
     wrong = {arm: said for arm in arms for turn in turns if (said := objection(turn[arm], turn[reference], arm))}
+    counted = {arm: summed([turn[arm] for turn in turns], work) for arm in arms if arm not in wrong}
+    flops = operations(work)
     for arm in arms:
         if arm in wrong:
             figures[arm] = {"refused": wrong[arm]}
             print(f"  {arm:<11} does not count: {wrong[arm]}")
             continue
-        mine = figures[arm] = summed([turn[arm] for turn in turns], work)
-        if reference not in wrong:
-            mine[f"over {reference}"] = spread([turn[arm]["seconds"] / turn[reference]["seconds"] for turn in turns])
-        flops = operations(work)
+        mine = figures[arm] = counted[arm]
+        if reference in counted:  # the time of a token: packs make other steps
+            both = zip(counted[reference]["turns"]["tokens/s"], mine["turns"]["tokens/s"], strict=True)
+            mine[f"over {reference}"] = spread([theirs / ours for theirs, ours in both])
         peak = next((peak for name, peak in PEAKS.items() if name in first[arm]["device"]), None)
-        if (
-            peak and mine["tokens"] > 0.95 * work.batch_size * work.length
-        ):  # the formula is of rows that are all as long
+        equal = mine["tokens"] > 0.95 * work.batch_size * work.length  # the formula is of rows that are all as long
+        if peak and equal:
             mine["mfu"] = spread([flops * rate / peak for rate in mine["turns"]["tokens/s"]])
         print(
             f"  {arm:<11}" + "  ".join(f"{name} {_said(value)}" for name, value in mine.items() if name not in UNSAID)
