@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo methods test check bench chaos lock clean
+.PHONY: help demo methods test check bench bench-long chaos lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -44,10 +44,21 @@ check: $(INSTALLED)  ## ruff (lint and format) and mypy
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ftlab
 
-BENCH ?= data
-bench: $(INSTALLED)  ## compare with peers: make bench BENCH="data --data FILE --tokenizer DIR"
+# BENCH_DATA has t0_mix and e2e, BENCH_TOKENIZER 32,000 words or more, BENCH_NETWORK is tiny: see scripts/bench_suite.py.
+FOUND = $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(if $(BENCH_TOKENIZER),--tokenizer '$(BENCH_TOKENIZER)') \
+	$(if $(BENCH_NETWORK),--network '$(BENCH_NETWORK)')
+bench: BENCH ?= suite short --output docs/results $(FOUND)
+bench-long: BENCH ?= suite long --output docs/results $(FOUND)
+define BENCHMARK
 	.venv/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/benchmark.py $(BENCH)
+endef
+
+bench: $(INSTALLED)  ## beside peers, against goals, in 15 minutes; BENCH_DATA=DIR; a part alone: BENCH="training …"
+	$(BENCHMARK)
+
+bench-long: $(INSTALLED)  ## the same with 15 turns and more networks: hours
+	$(BENCHMARK)
 
 # To upgrade: .venv/bin/pip install --upgrade PACKAGE, then make lock, then make test.
 lock:  ## write constraints.txt from what is installed in .venv

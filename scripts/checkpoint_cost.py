@@ -7,6 +7,7 @@ scatter by more than checkpoints cost, so that what steps wait is set against th
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -18,9 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benching import spread
+from benching import ASSETS, spread
 
-ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
 WARM = 5
 """Steps that are not counted."""
 
@@ -51,6 +51,20 @@ ARMS = {
     "full, every 20": Arm("full", 20, steps=40),
     "full, every 20 in a thread": Arm("full", 20, True, steps=40),
 }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """None of its own."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return benchmark_checkpoints(args.repeats)
+
+
+def adapter_bytes() -> dict[str, float]:
+    """Bytes of a checkpoint of the network that ships with LoRA, and of its tensors."""
+    figures = _run(Arm("lora", 2, steps=4))
+    return {"bytes": figures["bytes"], "tensors": figures["tensors"]}
 
 
 def benchmark_checkpoints(repeats: int) -> dict[str, Any]:

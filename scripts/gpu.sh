@@ -114,7 +114,7 @@ if wanted speed; then
   bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab
   bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
   bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
-    --attention flex_attention
+    --attention flex_attention --packs 4 --steps 60 # steps as large as a card is kept busy by, all in some 480 records
 fi
 if wanted large; then
   bench lora_large --network $large --method lora --precision $mixed --length "$length" \

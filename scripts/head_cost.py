@@ -6,47 +6,54 @@ memory is the most that the process ever held beyond what it held with hidden st
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benching import spread
+from benching import said, spread
 
 ARMS = ("all logits", "torch", "ftlab")
 """Of torch from 2.13 on."""
-CASES = [(2048, 32_000, 512), (2048, 50_257, 512)]
+Case = tuple[int, int, int]
+CASES: tuple[Case, ...] = ((2048, 32_000, 512), (2048, 50_257, 512))
 """Rows, words, width."""
+MATRICES = {"frozen": False, "trained": True}
 _TIMES = 2
 
 
-def benchmark_head(repeats: int) -> dict[str, Any]:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="the first is what others are held to")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return benchmark_head(args.repeats, args.arms)
+
+
+def benchmark_head(repeats: int, arms: Sequence[str] = ARMS, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     """Prints a line for each case, of a frozen matrix and of a trained one, and returns the figures."""
     print("| rows | words | width | matrix | arm | ms | over all logits | extra MB | over all logits |")
     print("|---:|---:|---:|---|---|---:|---:|---:|---:|")
     found: dict[str, Any] = {}
-    for rows, words, width in CASES:
-        for trained in (False, True):
-            turns = [{arm: _run(arm, rows, words, width, trained) for arm in ARMS} for _ in range(repeats)]
-            plain = ARMS[0]
-            if not all(abs(turn[arm]["loss"] / turn[plain]["loss"] - 1) <= 1e-4 for turn in turns for arm in ARMS):
+    for rows, words, width in cases:
+        for matrix, trained in MATRICES.items():
+            turns = [{arm: _run(arm, rows, words, width, trained) for arm in arms} for _ in range(repeats)]
+            plain = arms[0]
+            if not all(abs(turn[arm]["loss"] / turn[plain]["loss"] - 1) <= 1e-4 for turn in turns for arm in arms):
                 sys.exit(f"losses differ: {turns}")
-            for arm in ARMS:
+            for arm in arms:
                 figures = {
                     "ms": spread([turn[arm]["seconds"] * 1e3 for turn in turns]),
                     "time": spread([turn[arm]["seconds"] / turn[plain]["seconds"] for turn in turns]),
                     "MB": spread([turn[arm]["bytes"] / 1e6 for turn in turns]),
                     "memory": spread([turn[arm]["bytes"] / turn[plain]["bytes"] for turn in turns]),
                 }
-                matrix = "trained" if trained else "frozen"
                 found[f"{rows} {words} {width} {matrix} {arm}"] = figures
-                ms, ratio, size, share = (
-                    f"{middle:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f})"
-                    for (middle, least, most), digits in zip(figures.values(), (0, 2, 0, 2), strict=True)
-                )
+                ms, ratio, size, share = map(said, figures.values(), (0, 2, 0, 2))
                 print(f"| {rows:,} | {words:,} | {width} | {matrix} | {arm} | {ms} | {ratio} | {size} | {share} |")
     return found
 

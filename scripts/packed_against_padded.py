@@ -1,58 +1,106 @@
-"""Loss and gradients of packed batches beside padded ones, on a real network and real records, in fp32.
+"""Loss and gradients of packed batches beside padded ones, on a real network and real records; and whether a sample of
+a pack sees another.
 
-    python scripts/packed_against_padded.py NETWORK DATA "{mr}\\n" "{ref}"
-
-Prints the relative difference of the summed loss and, over all weights, of the gradient: packs in the order they come,
-and with their samples turned round.
+`scripts/benchmark.py packing` runs it. Told are the relative difference of the summed loss and, over all weights, of
+the gradient, with packs in the order they come and with their samples turned round, in float32 and in float64; how far
+float32 itself is from float64, on padded batches; and by how much the logits of every second sample change when all
+others are replaced by other tokens.
 """
 
+from __future__ import annotations
+
 import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
-import torch
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
-
-from ftlab.data import FinetuneData
-from ftlab.data.collators import PackCollator, PadCollator
-from ftlab.data.packing import best_fit
-from ftlab.networks import Network
+from benching import ASSETS, data_module
 
 ROWS = 64
+ORDERS = ("as they come", "turned round")
+COMPARED = (*ORDERS, *(f"{order}, float64" for order in ORDERS), "float32 beside float64, padded")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network")
-    parser.add_argument("data")
-    parser.add_argument("prompt")
-    parser.add_argument("response")
-    args = parser.parse_args()
-    prompt, response = (text.replace("\\n", "\n") for text in (args.prompt, args.response))
-    data = FinetuneData(Network(args.network), args.data, prompt=prompt, response=response, template="plain")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", type=Path, default=ASSETS / "network", help="directory")
+    parser.add_argument("--data", type=Path, default=ASSETS / "data" / "train.jsonl")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return benchmark_packing(args.network, args.data)
+
+
+def benchmark_packing(network: Path, data: Path, length: int = 512) -> dict[str, Any]:
+    """Prints the figures and returns them; `length` is a pack's."""
+    command = [sys.executable, __file__, str(network), str(data), str(length)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"packed beside padded failed:\n{done.stderr}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"{figures['records']} records in {figures['packs']} packs of {length}; summed loss {figures['loss']:.4f}")
+    for what in COMPARED:
+        loss, gradient = figures[what]["loss"], figures[what]["gradient"]
+        print(f"  {what}: loss differs by {loss:.1e}, gradient by {gradient:.1e}")
+    print(f"  logits, when the other samples are replaced, by {figures['seen']}")
+    return figures
+
+
+def compare(path: str, file: Path, length: int) -> dict[str, Any]:
+    """The figures, all relative but `seen`, which is the largest difference of a logit."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from ftlab.data.collators import PackCollator, PadCollator
+    from ftlab.data.packing import best_fit
+
+    data = data_module(file, path, max_length=length, overflow="drop")
     rows = [data.rows("train")[place] for place in range(ROWS)]
-    bins = best_fit(data.rows("train").lengths[:ROWS], data.encoder.max_length)
+    bins = best_fit(data.rows("train").lengths[:ROWS], length)
     packs = [[rows[place] for place in pack] for pack in bins]
-    network = AutoModelForCausalLM.from_pretrained(args.network, dtype=torch.float32)
     pad = data.encoder.pad_id
-    padded = step(network, PadCollator(pad)(rows))
-    print(f"{ROWS} records in {len(packs)} packs of {data.encoder.max_length}; summed loss {padded[0]:.4f}")
-    for name, order in {"as they come": packs, "turned round": [pack[::-1] for pack in packs]}.items():
-        loss, gradient = step(network, PackCollator(pad)(order))
-        print(
-            f"{name}: loss differs by {abs(loss - padded[0]) / padded[0]:.1e}, "
-            f"gradient by {(gradient - padded[1]).norm() / padded[1].norm():.1e}"
+    orders = dict(zip(ORDERS, (packs, [pack[::-1] for pack in packs]), strict=True))
+    padded, figures = [], {"records": ROWS, "packs": len(packs)}
+    for dtype, named in ((torch.float64, ", float64"), (torch.float32, "")):
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        padded.append(_step(network, PadCollator(pad)(rows)))
+        for name, order in orders.items():
+            figures[name + named] = _apart(_step(network, PackCollator(pad)(order)), padded[-1])
+    figures |= {COMPARED[-1]: _apart(padded[1], padded[0]), "loss": padded[1][0]}
+    batch = PackCollator(pad)(packs)
+    kept = (batch["position_ids"] == 0).cumsum(1) % 2 == 1  # every second sample, the first among them
+    noise = torch.randint(network.config.vocab_size, kept.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, others = (
+            network(input_ids=ids, position_ids=batch["position_ids"], use_cache=False).logits[kept]
+            for ids in (batch["input_ids"], torch.where(kept, batch["input_ids"], noise))
         )
+    return figures | {"seen": float((logits - others).abs().max()), "replaced": int((~kept).sum())}
 
 
-def step(network: torch.nn.Module, batch: dict) -> tuple[float, torch.Tensor]:
+def _apart(mine: tuple[float, Any], other: tuple[float, Any]) -> dict[str, float]:
+    gradient = other[1].double()
+    return {
+        "loss": abs(mine[0] - other[0]) / other[0],
+        "gradient": float((mine[1] - gradient).norm() / gradient.norm()),
+    }
+
+
+def _step(network: Any, batch: Any) -> tuple[float, Any]:
     """The summed loss, and the gradient of all weights in one vector."""
+    import torch
+
     network.zero_grad()
     names = ("input_ids", "attention_mask", "position_ids")
     logits = network(**{name: batch[name] for name in names if name in batch}, use_cache=False).logits
-    loss = cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
+    )
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in network.parameters()]).clone()
 
 
 if __name__ == "__main__":
-    main()
+    network, data, length = sys.argv[1:]
+    print(json.dumps(compare(network, Path(data), int(length))))

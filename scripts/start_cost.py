@@ -7,6 +7,7 @@ which lie ready as tokens; they log nothing. With `--before DIR`, ftlab as it st
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -19,16 +20,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benching import spread
+from benching import ASSETS, TOP, said, spread
 from training_clock import since_start
-from training_cost import TOP, Work
+from training_cost import Work
 
-ASSETS = TOP / "ftlab" / "assets"
 WORK = Work(str(ASSETS / "network"), str(ASSETS / "data" / "train.jsonl"), length=256, batch_size=16, warm=0, steps=1)
 DEMO = "experiments/demo_lora.yaml"
 PHASES = ("imports", "configuration", "data", "W&B", "network", "first step")
 """Of ftlab: each up to the end of what it is named after; the network with digests of its files, the step with the
 optimiser's making."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--before", type=Path, help="another checkout of ftlab, to take turns with this one")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    return benchmark_start(args.repeats, args.before and args.before.resolve())
 
 
 def benchmark_start(repeats: int, before: Path | None) -> dict[str, Any]:
@@ -52,7 +60,8 @@ def benchmark_start(repeats: int, before: Path | None) -> dict[str, Any]:
             "modules": spread([turn[arm]["modules"] for turn in turns]),
             "MB": spread([turn[arm]["memory"] / 1e6 for turn in turns]),
         }
-        print(f"| {arm} | {' | '.join(map(_said, figures[arm].values(), (1, 1, 2, 2, 0, 0)))} |")
+        print(f"| {arm} | {' | '.join(map(said, figures[arm].values(), (1, 1, 2, 2, 0, 0)))} |")
+        figures[arm]["turns"] = [turn[arm]["wall"] for turn in turns]
     told = [arm for arm in ("ftlab", "before") if arm in arms]
     print(f"\n| phase | {' | '.join(f'{arm}: s | CPU s' for arm in told)} |")
     print(f"|---|{'---:|' * 2 * len(told)}")
@@ -61,14 +70,9 @@ def benchmark_start(repeats: int, before: Path | None) -> dict[str, Any]:
         for arm in told:
             both = [spread([turn[arm]["phases"][phase][kind] for turn in turns]) for kind in (0, 1)]
             figures[arm].setdefault("phases", {})[phase] = dict(zip(("wall", "cpu"), both, strict=True))
-            cells += [_said(value, 2) for value in both]
+            cells += [said(value, 2) for value in both]
         print(f"| {phase} | {' | '.join(cells)} |")
     return figures
-
-
-def _said(value: tuple[float, float, float], digits: int) -> str:
-    middle, least, most = (f"{number:,.{digits}f}" for number in value)
-    return middle if least == most else f"{middle} ({least} to {most})"
 
 
 def _run(arm: str, top: Path, rows: Path) -> dict[str, Any]:
@@ -175,7 +179,7 @@ def peer(name: str) -> None:
         return True
 
     Clock.ends = ends  # type: ignore[method-assign]
-    training_arms.TOOLS[name](WORK, Path.cwd(), "pad")
+    training_arms.TOOLS[name](WORK, Path.cwd(), set())
 
 
 def rows(file: Path) -> None:

@@ -1,7 +1,7 @@
-"""The trainings that training_cost.py compares, each by a tool of its own: `training_arms.py TOOL[:pack] WORK`.
+"""The trainings that training_cost.py compares, each by a tool of its own: `training_arms.py TOOL[:OPTION+…] WORK`.
 
-All train the same rows of one file, in ftlab's order, with the same optimiser, rate, clipping and precision. The last
-line that is printed holds the figures.
+All train the rows of one file once, in ftlab's order, with the same optimiser, rate, clipping and precision. The last
+line that is printed holds the figures. `training_arms.py records WORK FILE` chooses the rows.
 """
 
 from __future__ import annotations
@@ -9,18 +9,36 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Set
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benching import as_it_stands, data_module
+from benching import TOP, as_it_stands, data_module
 from training_clock import Clock
-from training_cost import TOP, Work
+from training_cost import Work
 
 
-def layout_options(work: Work) -> dict[str, Any]:
-    return {"max_length": work.length, "batch_size": work.batch_size, "overflow": "drop", "batching": "pad"}
+def layout_options(work: Work, layout: str = "pad") -> dict[str, Any]:
+    size = work.packs if layout == "pack" else work.batch_size
+    return {"max_length": work.length, "batch_size": size, "overflow": "drop", "batching": layout}
+
+
+def chosen(work: Work, file: Path) -> dict[str, int]:
+    """Writes the records that all arms train: as many as fill the steps, evenly spaced over those that fit.
+
+    Returns:
+        `packs`: how many packs of `length` hold a step's tokens.
+    """
+    data = data_module(Path(work.data), work.network, **layout_options(work))
+    rows, wanted = data.rows("train"), work.steps * work.batch_size
+    if len(rows) < wanted:
+        sys.exit(f"it has {len(rows)} records of up to {work.length} tokens; {wanted} are wanted")
+    places = [number * len(rows) // wanted for number in range(wanted)]
+    lines = Path(work.data).read_text(encoding="utf-8").splitlines(keepends=True)
+    numbers = [int(rows[place].source.rpartition(":")[2]) for place in places]
+    file.write_text("".join(lines[number - 1].rstrip("\n") + "\n" for number in numbers), encoding="utf-8")
+    return {"packs": max(1, round(int(rows.lengths[places].sum()) / work.steps / work.length))}
 
 
 def rows(work: Work) -> list[list[dict[str, list[int]]]]:
@@ -37,19 +55,20 @@ def rows(work: Work) -> list[list[dict[str, list[int]]]]:
     return batches
 
 
-def ftlab(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
-    """`ftlab fit`, with a callback that looks at the clock."""
+def ftlab(work: Work, scratch: Path, told: Set[str]) -> None:
+    """`ftlab fit`, with a callback that looks at the clock, prints the figures and ends the process."""
     import yaml
 
     from ftlab.cli import main
 
     watch = {"class_path": "training_watch.Watch", "init_args": {"work": asdict(work)}}
+    layout = next(iter(told & {"bucket", "pack"}), "pad")
     config = {
         "trainer": {
-            **{"precision": work.precision, "max_steps": work.steps, "limit_val_batches": 0, "callbacks": [watch]},
+            **{"precision": work.precision, "max_epochs": 1, "limit_val_batches": 0, "callbacks": [watch]},
             "enable_progress_bar": False,
         },
-        "data": as_it_stands(Path(work.data)) | layout_options(work) | {"batching": layout},
+        "data": as_it_stands(Path(work.data)) | layout_options(work, layout),
         "model": {
             "network": {"path": work.network, "dtype": work.dtype, "attention": work.attention},
             "gradient_checkpointing": work.checkpointing,
@@ -58,6 +77,7 @@ def ftlab(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
                 "init_args": {"lr": work.rate, "weight_decay": 0.0, "fused": True},
             },
             "schedule": {"class_path": "ftlab.modules.Constant"},
+            **({"compile": True} if "compile" in told else {}),
         },
         "run": {"root": str(scratch), "name": "run"},
         "wandb": {"mode": "disabled"},
@@ -65,7 +85,8 @@ def ftlab(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
     file = scratch / "bench.yaml"
     file.write_text(yaml.safe_dump(config))
     files = (TOP / "experiments" / "base.yaml", TOP / "experiments" / "method" / f"{work.method}.yaml", file)
-    code = main(["fit", *(word for path in files for word in ("-c", str(path)))])
+    more = ["--profile"] if "profile" in told else []
+    code = main(["fit", *(word for path in files for word in ("-c", str(path))), *more])
     sys.exit(f"ftlab fit ended with {code} before the last step")
 
 
@@ -95,7 +116,7 @@ def opened(work: Work) -> Any:
     return network.train()
 
 
-def bare(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+def bare(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
     """A loop over padded batches with nothing in it that need not be there."""
     import torch
 
@@ -106,18 +127,21 @@ def bare(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trained, lr=work.rate, weight_decay=0.0, fused=True)
     mixed = torch.autocast(device.type, torch.bfloat16) if work.precision == "bf16-mixed" else contextlib.nullcontext()
     for batch in batches:
+        holds(clock, batch)
         clock.begins()
         inputs = {name: value.to(device, non_blocking=True) for name, value in padded(batch).items()}
-        labels = inputs.pop("labels")
+        # labels are shifted, not logits, of which a slice would be a copy
+        labels = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
         with mixed:
             logits = network(**inputs, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        clock.updates(trained)
         optimizer.step()
-        clock.ends(loss, trained)
+        clock.ends(loss)
         optimizer.zero_grad()
-    return clock.figures() | counts(batches[work.warm :])
+    return clock.figures()
 
 
 def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
@@ -133,35 +157,34 @@ def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
     }
 
 
-def counts(batches: list[list[dict[str, list[int]]]]) -> dict[str, int]:
-    """Real tokens, and those that are learned."""
-    every = [row for batch in batches for row in batch]
-    return {
-        "tokens": sum(len(row["input_ids"]) for row in every),
-        "targets": sum(label != -100 for row in every for label in row["labels"][1:]),
-    }
+def holds(clock: Clock, batch: list[dict[str, list[int]]]) -> None:
+    """Tells the clock of a padded batch."""
+    lengths = [len(row["input_ids"]) for row in batch]
+    targets = sum(label != -100 for row in batch for label in row["labels"][1:])
+    clock.holds(sum(lengths), targets, len(batch) * max(lengths))
 
 
-def trainer_options(work: Work, scratch: Path) -> dict[str, Any]:
+def trainer_options(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
     """Of Hugging Face's Trainer, and of TRL's: the same optimiser, rate and clipping; nothing saved, nothing sent."""
     import torch
 
+    size = work.packs if "pack" in told else work.batch_size
     return {
-        **{"output_dir": str(scratch), "max_steps": work.steps, "per_device_train_batch_size": work.batch_size},
+        **{"output_dir": str(scratch), "num_train_epochs": 1, "per_device_train_batch_size": size},
         **{"learning_rate": work.rate, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0},
         **{"optim": "adamw_torch_fused", "bf16": work.precision == "bf16-mixed", "save_strategy": "no"},
         **{"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available()},
-        **{"gradient_checkpointing": work.checkpointing, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        **{"gradient_checkpointing": work.checkpointing or "default" in told},
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
 
 
-def watched(kind: Any, clock: Clock) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """The Trainer class `kind`, in the order of its rows; a callback that looks at the clock at both ends of a step;
-    and the batches that are seen."""
+def watched(kind: Any, clock: Clock) -> tuple[Any, Any]:
+    """The Trainer class `kind`, in the order of its rows, and a callback that looks at the clock at both ends of a
+    step."""
     import torch
     from transformers import TrainerCallback
 
-    seen: list[dict[str, Any]] = []
     latest: list[Any] = []
 
     class Watched(kind):
@@ -169,71 +192,75 @@ def watched(kind: Any, clock: Clock) -> tuple[Any, Any, list[dict[str, Any]]]:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: Any, *rest: Any) -> Any:
-            loss = super().training_step(model, inputs, *rest)
-            seen.append(inputs)
-            latest[:] = [loss]
-            return loss
+            ids, labels, mask = (inputs.get(name) for name in ("input_ids", "labels", "attention_mask"))
+            # packs lie end to end, without padding, and each sample's first label is masked
+            tokens, targets = (ids.numel(), labels) if mask is None else (mask.sum(), labels[:, 1:])
+            held = tokens, targets.ne(-100).sum(), ids.numel()
+            latest[:] = [super().training_step(model, inputs, *rest)]
+            clock.holds(*held)
+            return latest[0]
 
     class Watch(TrainerCallback):
+        def on_train_begin(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            clock.last = state.max_steps
+
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             clock.begins()
 
         def on_pre_optimizer_step(self, *_: Any, model: Any, **__: Any) -> None:
-            if clock.step == 0:  # its gradients are gone where a step ends
-                self.norms = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            clock.updates(model.parameters())
 
-        def on_step_end(self, *_: Any, model: Any, **__: Any) -> None:
-            first = [type("Held", (), {"grad": g}) for g in self.norms] if clock.step == 0 else ()
-            self.norms = []
-            clock.ends(latest[0], first)
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.ends(latest[0])
 
-    return Watched, Watch(), seen
+    return Watched, Watch()
 
 
-def hf(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+def hf(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
     """transformers' Trainer with peft."""
     from datasets import Dataset
     from transformers import Trainer, TrainingArguments
 
-    batches, clock = rows(work), Clock(work)
-    kind, watch, _ = watched(Trainer, clock)
+    clock = Clock(work)
+    kind, watch = watched(Trainer, clock)
     trainer = kind(
         opened(work),
-        TrainingArguments(**trainer_options(work, scratch), remove_unused_columns=False),
+        TrainingArguments(**trainer_options(work, scratch, told), remove_unused_columns=False),
         data_collator=padded,
-        train_dataset=Dataset.from_list([row for batch in batches for row in batch]),
+        train_dataset=Dataset.from_list([row for batch in rows(work) for row in batch]),
         callbacks=[watch],
     )
     trainer.train()
-    return clock.figures() | counts(batches[work.warm :])
+    return clock.figures()
 
 
-def trl(work: Work, scratch: Path, layout: str) -> dict[str, Any]:
+def trl(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
     """TRL's SFTTrainer, with its own collator, loss and packing."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    packed = layout == "pack"
-    batches = rows(replace(work, steps=8 * work.steps) if packed else work)
     clock = Clock(work)
-    kind, watch, seen = watched(SFTTrainer, clock)
+    kind, watch = watched(SFTTrainer, clock)
     tokenizer = AutoTokenizer.from_pretrained(work.network)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    config = SFTConfig(**trainer_options(work, scratch), max_length=work.length, packing=packed, shuffle_dataset=False)
-    data = Dataset.from_list([row for batch in batches for row in batch])
+    options = {"max_length": work.length, "packing": "pack" in told, "shuffle_dataset": False}
+    config = SFTConfig(**trainer_options(work, scratch, told), **options)
+    data = Dataset.from_list([row for batch in rows(work) for row in batch])
     trainer = kind(opened(work), config, train_dataset=data, processing_class=tokenizer, callbacks=[watch])
     trainer.train()
-    if not packed:
-        return clock.figures() | counts(batches[work.warm :])
-    measured = seen[work.warm :]
-    tokens = sum(batch["input_ids"].numel() for batch in measured)  # it lays packs end to end, without padding
-    return clock.figures() | {"tokens": tokens, "targets": sum(int(b["labels"].ne(-100).sum()) for b in measured)}
+    return clock.figures()
 
 
-TOOLS: dict[str, Callable[[Work, Path, str], dict[str, Any]]] = {"ftlab": ftlab, "bare": bare, "hf": hf, "trl": trl}
+TOOLS: dict[str, Callable[[Work, Path, Set[str]], dict[str, Any] | None]] = {
+    **{"ftlab": ftlab, "bare": bare, "hf": hf, "trl": trl}
+}
 
 
 if __name__ == "__main__":
-    tool, _, how = sys.argv[1].partition(":")
-    print(json.dumps(TOOLS[tool](Work(**json.loads(sys.argv[2])), Path.cwd(), how or "pad")))
+    tool, _, options = sys.argv[1].partition(":")
+    work = Work(**json.loads(sys.argv[2]))
+    if tool == "records":
+        print(json.dumps(chosen(work, Path(sys.argv[3]))))
+    else:
+        print(json.dumps(TOOLS[tool](work, Path.cwd(), set(options.split("+")))))

@@ -12,16 +12,25 @@ from training_cost import Work
 
 
 class Clock:
-    """Notes when steps begin and end, their losses, and the norm of the first gradient.
+    """Notes when steps begin and end, what they hold, their losses, and the norm of the first gradient.
 
     The device is waited for twice, where the measured steps begin and where they end.
+
+    Args:
+        work: What is trained; `last` is the number of its steps, where rows are packed to be said anew.
     """
 
     def __init__(self, work: Work) -> None:
-        self.work, self.step = work, 0
+        self.work, self.step, self.last = work, 0, work.steps
+        self.held: dict[str, list[Any]] = {"tokens": [], "targets": [], "positions": []}
         self.losses: list[Any] = []
         self.norm = self.began = self.first = self.seconds = self.cpu = 0.0
         self.profiler: Any = None
+
+    def holds(self, tokens: Any, targets: Any, positions: int) -> None:
+        """Of a step: real tokens, those that are learned, and places in its rows; tensors are read at the end."""
+        for name, number in (("tokens", tokens), ("targets", targets), ("positions", positions)):
+            self.held[name].append(number)
 
     def begins(self) -> None:
         if self.step == 0:
@@ -29,22 +38,25 @@ class Clock:
         if self.step == self.work.warm:
             _wait()
             self.began, self.cpu = time.perf_counter(), time.process_time()
-        if self.work.profiled and self.step == self.work.steps - 3:
+        if self.work.profiled and self.step == self.last - 3:
             from torch.profiler import profile
 
             self.profiler = profile()
             self.profiler.__enter__()
 
-    def ends(self, loss: Any, parameters: Any) -> bool:
-        """Whether it was the last; `loss` is the mean over the step's targets."""
+    def updates(self, parameters: Any) -> None:
+        """Of the first step, before the optimiser's: afterwards gradients may be gone."""
         if self.step == 0:
             import torch
 
             gradients = [p.grad for p in parameters if p.grad is not None]
             self.norm = float(torch.nn.utils.get_total_norm(gradients))
+
+    def ends(self, loss: Any) -> bool:
+        """Whether it was the last; `loss` is the mean over the step's targets."""
         self.losses.append(loss.detach())
         self.step += 1
-        if self.step < self.work.steps:
+        if self.step < self.last:
             return False
         _wait()
         self.seconds, self.cpu = time.perf_counter() - self.began, time.process_time() - self.cpu
@@ -57,13 +69,18 @@ class Clock:
             self.profiler.__exit__(None, None, None)
             for by in ("self_cuda_time_total", "self_cpu_time_total"):
                 print(self.profiler.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=60))
-        steps = self.work.steps - self.work.warm
+        steps = self.last - self.work.warm
+        if self.step != self.last or steps < 1:
+            raise SystemExit(
+                f"{self.step} steps were taken, {self.last} were to be, of them {self.work.warm} unmeasured"
+            )
         cuda = torch.cuda.is_available()
         return {
             "seconds": self.seconds / steps,
             "cpu": self.cpu / steps,
             "first_step": self.first,
             "losses": [float(loss) for loss in self.losses],
+            **{name: [int(number) for number in numbers] for name, numbers in self.held.items()},
             "norm": self.norm,
             "memory": torch.cuda.max_memory_allocated()
             if cuda

@@ -1,11 +1,14 @@
 """What training costs by ftlab and by its peers: seconds, tokens, memory and floating-point operations of a step.
 
-`scripts/benchmark.py training` runs it. An arm is a tool and how it lays rows out (training_arms.py). Each is a process
-of its own, arms take turns, ratios are within a turn. A figure counts only where losses are those of the bare loop.
+`scripts/benchmark.py training` runs it. All arms (training_arms.py) go once through the same records: those that fit
+in `length`, evenly spaced over the file, as many as fill `steps` batches. Each is a process of its own, arms take
+turns, every second turn backwards, and ratios are within a turn. A figure counts only where every record was trained
+and losses are the bare loop's.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import math
@@ -14,14 +17,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benching import spread
+from benching import ASSETS, spread
 
-TOP = Path(__file__).resolve().parents[1]
-ARMS = ("bare", "ftlab", "hf", "trl", "ftlab:pack", "trl:pack")
+OPTIONS = {"bare": (), "ftlab": ("bucket", "pack", "compile", "profile"), "hf": (), "trl": ("pack", "default")}
+"""What an arm may be told after a colon, with + between: how batches are laid out, other than padded; `compile` sets
+`model.compile`; `profile` is `ftlab fit --profile`; `default` checkpoints activations, as TRL does unless told not
+to."""
+SAME_BATCH = 0.01
+SAME_RECORDS = 0.03
+"""How far losses may be from the reference's: of a step on the same batch; and, where batches are other ones, over all
+targets of an epoch."""
 PEAKS = {"H200": 989e12, "H100": 989e12}
 """Dense bfloat16 operations a second, by the makers' datasheets."""
 
@@ -48,10 +57,11 @@ class Work:
         network: Directory of network and tokenizer.
         data: JSONL file with prompt and completion, or with dialogue and summary.
         method: full, lora or qlora.
-        length: Longer rows are dropped, or cut where `cut`.
-        batch_size: Rows of a step; packs, where an arm packs.
+        length: Longer rows are dropped; packs are so long.
+        batch_size: Rows of a step.
+        packs: Packs of a step, where an arm packs; 0 is as many as hold a padded step's tokens.
         warm: Steps that are not measured.
-        steps: All steps.
+        steps: All steps, where rows are not packed.
         precision: 32-true, bf16-mixed (adapters and optimiser in float32), or bf16-true.
         checkpointing: Compute activations again in the backward pass.
         attention: Kernel, as transformers names it.
@@ -63,6 +73,7 @@ class Work:
     method: str = "lora"
     length: int = 1024
     batch_size: int = 8
+    packs: int = 0
     warm: int = 4
     steps: int = 16
     precision: str = "32-true"
@@ -81,46 +92,97 @@ class Work:
         return "float32" if self.precision == "32-true" or mixed_full else "bfloat16"
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--network", default=str(ASSETS / "network"), help=f"directory, or {', '.join(SHAPES)}")
+    parser.add_argument("--tokenizer", type=Path, default=ASSETS / "network", help="of a shape")
+    parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()), help="where shapes are made")
+    parser.add_argument("--data", type=Path, default=ASSETS / "data" / "train.jsonl")
+    parser.add_argument("--arms", nargs="+", type=arm, default=["bare", "ftlab", "hf", "trl"], help=str(OPTIONS))
+    for name, kind in (("method", str), ("precision", str), ("attention", str)):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Work, name))
+    for name in ("length", "batch_size", "packs", "warm", "steps"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Work, name))
+    for name in ("checkpointing", "profiled"):
+        parser.add_argument(f"--{name}", action="store_true")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    network = network_directory(args.network, args.tokenizer, args.place)
+    told = {name: getattr(args, name) for name in Work.__dataclass_fields__ if name not in ("network", "data")}
+    return benchmark_training(Work(str(network), str(args.data.resolve()), **told), args.arms, args.repeats)
+
+
+def arm(text: str) -> str:
+    """An arm, spelt as it should be."""
+    tool, _, told = text.partition(":")
+    unknown = set(filter(None, told.split("+"))) - set(OPTIONS.get(tool, ()))
+    if tool not in OPTIONS or unknown:
+        raise argparse.ArgumentTypeError(f"{text} is no arm: give TOOL or TOOL:OPTION+OPTION of {OPTIONS}")
+    return text
+
+
+def padded(arm: str) -> bool:
+    """Whether its batches are those of the bare loop."""
+    return not {"bucket", "pack"} & set(arm.partition(":")[2].split("+"))
+
+
 def benchmark_training(work: Work, arms: list[str], repeats: int) -> dict[str, Any]:
     """Prints a table and returns the figures; of an arm that failed, or did other work than the bare loop, why."""
-    turns = [{arm: _run(arm, work) for arm in arms} for _ in range(repeats)]
+    named = asdict(work) | {"network": Path(work.network).name, "data": "/".join(Path(work.data).parts[-2:])}
+    turns: list[dict[str, dict[str, Any]]] = []
+    with tempfile.TemporaryDirectory() as place:
+        work = chosen(work, Path(place) / "records.jsonl")
+        for turn in range(repeats):
+            failed = {arm: turns[-1][arm] for arm in arms if turns and "failed" in turns[-1][arm]}  # not tried again
+            order = arms if turn % 2 == 0 else arms[::-1]
+            turns.append(failed | {arm: run_arm(arm, work) for arm in order if arm not in failed})
     first = turns[0]
-    flops = operations(work)
-    figures: dict[str, Any] = {
-        "work": asdict(work) | {"network": Path(work.network).name, "data": Path(work.data).name}
-    }
+    figures: dict[str, Any] = {"work": named | {"packs": work.packs}, "repeats": repeats}
     print(f"{first[arms[0]].get('device')}; {figures['work']}; {repeats} turns: median (smallest to largest)")
-    wrong = {arm: said for arm in arms for turn in turns if (said := objection(turn[arm], turn.get("bare"), arm))}
+    reference = "bare" if "bare" in arms else arms[0]
+    wrong = {arm: said for arm in arms for turn in turns if (said := objection(turn[arm], turn[reference], arm))}
+    counted = {arm: summed([turn[arm] for turn in turns], work) for arm in arms if arm not in wrong}
+    flops = operations(work)
     for arm in arms:
         if arm in wrong:
             figures[arm] = {"refused": wrong[arm]}
             print(f"  {arm:<11} does not count: {wrong[arm]}")
             continue
-        measured = work.steps - work.warm
-        tokens, targets = first[arm]["tokens"] / measured, first[arm]["targets"] / measured
-        mine = figures[arm] = {
-            "ms": spread([1e3 * turn[arm]["seconds"] for turn in turns]),
-            "tokens/s": spread([tokens / turn[arm]["seconds"] for turn in turns]),
-            "targets/s": spread([targets / turn[arm]["seconds"] for turn in turns]),
-            "tokens": tokens,
-            "targets": targets,
-            "memory": spread([turn[arm]["memory"] for turn in turns]),
-            "first_step": spread([turn[arm]["first_step"] for turn in turns]),
-            "losses": first[arm]["losses"],
-            "norm": first[arm]["norm"],
-        }
-        if "bare" in arms and "bare" not in wrong and not arm.endswith(":pack"):
-            mine["over bare"] = spread([turn[arm]["seconds"] / turn["bare"]["seconds"] for turn in turns])
+        mine = figures[arm] = counted[arm]
+        if reference in counted:  # the time of a token: packs make other steps
+            both = zip(counted[reference]["turns"]["tokens/s"], mine["turns"]["tokens/s"], strict=True)
+            mine[f"over {reference}"] = spread([theirs / ours for theirs, ours in both])
         peak = next((peak for name, peak in PEAKS.items() if name in first[arm]["device"]), None)
-        if peak and tokens > 0.95 * work.batch_size * work.length:  # the formula is of rows that are all as long
-            mine["mfu"] = spread([flops * tokens / turn[arm]["seconds"] / peak for turn in turns])
+        equal = mine["tokens"] > 0.95 * work.batch_size * work.length  # the formula is of rows that are all as long
+        if peak and equal:
+            mine["mfu"] = spread([flops * rate / peak for rate in mine["turns"]["tokens/s"]])
         print(
             f"  {arm:<11}" + "  ".join(f"{name} {_said(value)}" for name, value in mine.items() if name not in UNSAID)
         )
     return figures
 
 
-UNSAID = {"losses", "tokens", "targets"}
+def summed(turns: list[dict[str, Any]], work: Work) -> dict[str, Any]:
+    """One arm's figures over its turns: medians with the smallest and the largest; `turns` has each."""
+    first = turns[0]
+    steps = len(first["losses"]) - work.warm
+    tokens, targets = (sum(first[name][work.warm :]) / steps for name in ("tokens", "targets"))
+    each = {
+        "ms": [1e3 * turn["seconds"] for turn in turns],
+        "CPU ms": [1e3 * turn["cpu"] for turn in turns],
+        "tokens/s": [tokens / turn["seconds"] for turn in turns],
+        "targets/s": [targets / turn["seconds"] for turn in turns],
+        "memory": [turn["memory"] for turn in turns],
+        "first_step": [turn["first_step"] for turn in turns],
+    }
+    return {
+        **{name: spread(values) for name, values in each.items()},
+        "padding": 1 - sum(first["tokens"]) / sum(first["positions"]),
+        **{"tokens": tokens, "targets": targets, "losses": first["losses"], "norm": first["norm"], "turns": each},
+    }
+
+
+UNSAID = {"losses", "tokens", "targets", "turns"}
 
 
 def _said(value: Any) -> str:
@@ -130,20 +192,31 @@ def _said(value: Any) -> str:
     return f"{median:.4g}" if low == high else f"{median:.4g} ({low:.4g} to {high:.4g})"
 
 
-def objection(mine: dict[str, Any], bare: dict[str, Any] | None, arm: str) -> str | None:
-    """Why a figure does not count, or None."""
+def objection(mine: dict[str, Any], reference: dict[str, Any], arm: str) -> str | None:
+    """Why a figure does not count, or None; the reference may have failed itself."""
     if "failed" in mine:
         return mine["failed"]
     if not (math.isfinite(mine["norm"]) and mine["norm"] > 0):
         return f"the first gradient's norm is {mine['norm']}"
-    if bare is None or "failed" in bare or arm.endswith(":pack"):
-        return None
-    if (mine["tokens"], mine["targets"]) != (bare["tokens"], bare["targets"]):
-        return f"{mine['tokens']} tokens, {mine['targets']} targets; the bare loop {bare['tokens']}, {bare['targets']}"
-    for step, (loss, wanted) in enumerate(zip(mine["losses"], bare["losses"], strict=True), 1):
-        if not abs(loss - wanted) <= 0.01 * wanted:  # NaN is neither
-            return f"the loss of step {step} is {loss:.5f}, the bare loop's {wanted:.5f}"
+    if "failed" in reference:
+        return "what it is held against failed"
+    trained, wanted = ((sum(whose["tokens"]), sum(whose["targets"])) for whose in (mine, reference))
+    if trained != wanted:
+        return f"{trained[0]} tokens, {trained[1]} targets; the reference {wanted[0]}, {wanted[1]}"
+    if padded(arm):
+        for step, (loss, other) in enumerate(zip(mine["losses"], reference["losses"], strict=True), 1):
+            if not abs(loss - other) <= SAME_BATCH * other:  # NaN is neither
+                return f"the loss of step {step} is {loss:.5f}, the reference's {other:.5f}"
+    loss, other = mean_loss(mine), mean_loss(reference)
+    if not abs(loss - other) <= SAME_RECORDS * other:
+        return f"the loss of the epoch is {loss:.5f} a target, the reference's {other:.5f}"
     return None
+
+
+def mean_loss(figures: dict[str, Any]) -> float:
+    """Over all targets of the epoch."""
+    each = zip(figures["losses"], figures["targets"], strict=True)
+    return sum(loss * targets for loss, targets in each) / sum(figures["targets"])
 
 
 def operations(work: Work) -> float:
@@ -163,24 +236,45 @@ def operations(work: Work) -> float:
     return (6 if work.method == "full" else 4) * weights + 6 * adapters + attention
 
 
-def _run(arm: str, work: Work) -> dict[str, Any]:
+def chosen(work: Work, file: Path) -> Work:
+    """The work over the records that all arms train, which are written to `file`."""
+    found = _arms("records", work, str(file))
+    if "failed" in found:
+        sys.exit(f"{work.data}: {found['failed']}")
+    return replace(work, data=str(file), packs=work.packs or found["packs"])
+
+
+def run_arm(arm: str, work: Work) -> dict[str, Any]:
+    """One training in a process of its own: its figures, or why it `failed`; `said` holds what else it printed."""
+    figures = _arms(arm, work)
+    if work.profiled:
+        print("\n".join(figures.get("said", ())))
+    return figures
+
+
+def _arms(name: str, work: Work, *more: str) -> dict[str, Any]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as scratch:
         environment |= {"FTLAB_CACHE": f"{scratch}/cache", "HF_DATASETS_CACHE": scratch}
         script = Path(__file__).with_name("training_arms.py")
-        command = [sys.executable, str(script), arm, json.dumps(asdict(work))]
+        command = [sys.executable, str(script), name, json.dumps(asdict(work)), *more]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=scratch)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], file=sys.stderr)
         return {"failed": (done.stderr.strip() or done.stdout.strip() or "nothing said").splitlines()[-1][:300]}
     *before, figures = done.stdout.splitlines()
-    if work.profiled:
-        print("\n".join(before))
-    return json.loads(figures)
+    return json.loads(figures) | {"said": before}
 
 
-def network_directory(name: str, tokenizer: Path, place: Path) -> Path:
-    """`name` where that is a directory; else a Llama of that shape in bfloat16 with random weights, made in `place`."""
+def network_directory(name: str, tokenizer: Path, place: Path, words: int = 0) -> Path:
+    """`name` where that is a directory; else a Llama of that shape in bfloat16 with random weights, made in `place`.
+
+    Args:
+        name: Directory, or a name of SHAPES.
+        tokenizer: Directory of the tokenizer of a shape.
+        place: Where shapes are made, and found again.
+        words: Least vocabulary of a shape that does not say its own; by default the tokenizer's.
+    """
     if Path(name).is_dir():
         return Path(name).resolve()
     directory = place / name
@@ -189,14 +283,14 @@ def network_directory(name: str, tokenizer: Path, place: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    words = AutoTokenizer.from_pretrained(tokenizer)
-    words.eos_token = words.eos_token or "<|endoftext|>"  # GPT-2's files do not say it
-    shape = {"vocab_size": len(words), "max_position_embeddings": 8192} | SHAPES[name]
-    config = LlamaConfig(**shape, bos_token_id=None, eos_token_id=words.eos_token_id, rope_theta=500000.0)
+    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    tokens.eos_token = tokens.eos_token or "<|endoftext|>"  # GPT-2's files do not say it
+    shape = {"vocab_size": max(len(tokens), words), "max_position_embeddings": 8192} | SHAPES[name]
+    config = LlamaConfig(**shape, bos_token_id=None, eos_token_id=tokens.eos_token_id, rope_theta=500000.0)
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"), default_dtype(torch.bfloat16):
         LlamaForCausalLM(config).save_pretrained(directory)
-    words.save_pretrained(directory)
+    tokens.save_pretrained(directory)
     (directory / "done").touch()
     return directory
 

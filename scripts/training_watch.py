@@ -20,15 +20,18 @@ class Watch(pl.Callback):
 
     def __init__(self, work: Work) -> None:
         self.clock = Clock(work)
-        self.tokens = self.targets = 0
+
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.clock.last = int(trainer.num_training_batches)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.clock.begins()
 
+    def on_before_optimizer_step(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.clock.updates(module.parameters())
+
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if self.clock.step >= self.clock.work.warm:
-            self.tokens += batch["tokens"]
-            self.targets += batch["target_tokens"]
-        if self.clock.ends(outputs["loss"] / batch["target_tokens"], module.parameters()):
-            print(json.dumps(self.clock.figures() | {"tokens": self.tokens, "targets": self.targets}), flush=True)
+        self.clock.holds(batch["tokens"], batch["target_tokens"], batch["input_ids"].numel())
+        if self.clock.ends(outputs["loss"] / batch["target_tokens"]):
+            print(json.dumps(self.clock.figures()), flush=True)
             os._exit(0)
