@@ -11,7 +11,8 @@ from written_runs import write_method
 
 from ftlab.errors import UserError
 from ftlab.reports.compare import Options, compare, find_runs
-from ftlab.reports.compare.plots import figures, pareto, write_plots
+from ftlab.reports.compare.plots import figures, write_plots
+from ftlab.reports.compare.series import pareto
 
 
 def test_the_front_by_hand() -> None:

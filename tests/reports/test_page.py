@@ -10,31 +10,15 @@ from typing import Any
 
 import numpy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page, sync_playwright
 from written_runs import write_method
 
 from ftlab.reports.compare import Options, compare, find_runs
-from ftlab.reports.compare.charts import SERIES, Point, front
+from ftlab.reports.compare.charts import SERIES
 from ftlab.reports.compare.page import page
 
 CHROMIUM = shutil.which("chromium")
 Open = Callable[..., Page]
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=8), st.booleans())
-def test_the_front_is_what_no_other_beats_in_both(places: list[tuple[int, int]], lower: bool) -> None:
-    points = [Point(str(number), *place, None) for number, place in enumerate(places)]
-    sign = 1 if lower else -1
-
-    def beats(one: Point, other: Point) -> bool:
-        mine, theirs = (one.cost, sign * one.score), (other.cost, sign * other.score)
-        return mine != theirs and mine[0] <= theirs[0] and mine[1] <= theirs[1]
-
-    best = {(p.cost, p.score) for p in points if not any(beats(other, p) for other in points)}
-    found = [(point.cost, point.score) for point in front(points, lower)]
-    assert found == sorted(best)
 
 
 # ---------------------------------------------------------------- in a browser

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from ftlab.evaluation.statistics import Interval
+from ftlab.reports.compare.series import Band, pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,34 +57,6 @@ class Point:
     interval: Interval | None
 
 
-@dataclass(frozen=True)
-class Band:
-    """A curve over seeds.
-
-    Args:
-        name: Of the method.
-        number: Of its colour.
-        steps: (points,).
-        values: (seeds, points).
-    """
-
-    name: str
-    number: int
-    steps: numpy.ndarray
-    values: numpy.ndarray
-
-
-def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
-    """Those that no other beats in cost and score together (Pareto), from the cheapest on."""
-    sign = 1 if lower_is_better else -1
-    best, kept = float("inf"), []
-    for point in sorted(points, key=lambda point: (point.cost, sign * point.score)):
-        if sign * point.score < best:
-            best = sign * point.score
-            kept.append(point)
-    return kept
-
-
 def against(name: str, points: Sequence[Point], cost: str, score: str, lower_is_better: bool) -> Chart:
     """Scores with their intervals against a cost, and the front.
 
@@ -94,7 +67,7 @@ def against(name: str, points: Sequence[Point], cost: str, score: str, lower_is_
         score: Label.
         lower_is_better: Of the score.
     """
-    edge = front(points, lower_is_better)
+    edge = [points[n] for n in pareto([(p.cost, p.score) for p in points], lower_is_better)]
     with _axes(cost, score) as (axes, svg):
         axes.plot([p.cost for p in edge], [p.score for p in edge], color=_GRID, linewidth=1.5, zorder=1)
         for number, point in enumerate(points):

@@ -11,11 +11,11 @@ import jinja2
 import numpy
 from markupsafe import Markup
 
-from ftlab.reports.compare.charts import SERIES, Band, Chart, Point, against, curves, lengths
+from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
-from ftlab.reports.compare.costs import curve
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.judged import Metric, answers
+from ftlab.reports.compare.series import LOSSES, bands
 from ftlab.reports.compare.tables import sentences, tables
 
 MOST_RECORDS = 2000
@@ -80,21 +80,10 @@ def _costs(comparison: Comparison) -> Iterator[Chart]:
 
 
 def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
-    for name, label in (("val_loss", "validation loss"), ("train_loss", "training loss")):
-        bands = [
-            band for number, group in enumerate(groups) if (band := _band(group, number, name)) and len(band.steps) > 1
-        ]
-        if bands:
-            yield curves(name, bands, label)
-
-
-def _band(group: Group, number: int, name: str) -> Band | None:
-    """Of the steps at which all runs have a value."""
-    runs = [{int(row["step"]): row[name] for row in curve(run) if name in row} for run in group.runs]
-    steps = sorted(set.intersection(*(set(run) for run in runs)))
-    if not steps:
-        return None
-    return Band(group.name, number, numpy.array(steps), numpy.array([[run[step] for step in steps] for run in runs]))
+    for name, label in LOSSES.items():
+        found = [band for band in bands(groups, name) if len(band.steps) > 1]
+        if found:
+            yield curves(name, found, label)
 
 
 def _lengths(told: Mapping[str, Any]) -> Iterator[Chart]:

@@ -7,12 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from ftlab.errors import UserError
 from ftlab.reports.compare.comparison import Comparison, Row
-from ftlab.reports.compare.costs import curve
 from ftlab.reports.compare.groups import Group
+from ftlab.reports.compare.series import LOSSES, bands, pareto
 from ftlab.runs.files import write_whole
 
 if TYPE_CHECKING:
@@ -26,7 +24,6 @@ _AGAINST: dict[str, tuple[str, Callable[[Row], float | None]]] = {
         lambda row: row.cost.parameters / 1e6 if row.cost.parameters else None,
     ),
 }
-_LOSSES = {"train_loss": "training loss", "val_loss": "validation loss"}
 _INCHES = (6.5, 3.5)
 _MARKS, _LINES = "os^Dv", ("-", "--", ":", "-.")
 """For each ten colours another."""
@@ -60,24 +57,8 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 def figures(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Figure]:
     """By name: score_memory, score_time, score_parameters, train_loss, val_loss; without those that would be empty."""
     found = {f"score_{name}": _score_against(name, comparison) for name in _AGAINST}
-    found |= {name: _losses(name, groups) for name in _LOSSES}
+    found |= {name: _losses(name, groups) for name in LOSSES}
     return {name: figure for name, figure in found.items() if figure is not None}
-
-
-def pareto(points: Sequence[tuple[float, float]], lower_is_better: bool) -> list[int]:
-    """Which points no other one beats, from the cheapest on.
-
-    Args:
-        points: Cost and score of each.
-        lower_is_better: Of scores; of costs it always is.
-    """
-    sign = -1 if lower_is_better else 1
-    order = sorted(range(len(points)), key=lambda n: (points[n][0], -sign * points[n][1]))
-    front: list[int] = []
-    for number in order:
-        if not front or sign * points[number][1] > sign * points[front[-1]][1]:
-            front.append(number)
-    return front
 
 
 def _figure(names: int) -> tuple[Figure, Any]:
@@ -122,23 +103,17 @@ def _score_against(name: str, comparison: Comparison) -> Figure | None:
 def _losses(name: str, groups: Sequence[Group]) -> Figure | None:
     """The mean over seeds at each step at which all have one; the band goes from the least to the greatest."""
     figure, axes = _figure(len(groups))
-    for number, group in enumerate(groups):
-        if not group.drawn:
-            continue
-        runs = [{row["step"]: row[name] for row in curve(run) if name in row} for run in group.runs]
-        steps = sorted(set.intersection(*(set(run) for run in runs)))
-        if steps:
-            values = numpy.array([[run[step] for step in steps] for run in runs])
-            color = f"C{number % 10}"
-            line = _LINES[number // 10 % len(_LINES)]
-            axes.plot(steps, values.mean(axis=0), line, color=color, label=group.name)
-            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0)
+    for band in bands(groups, name):
+        color, line = f"C{band.number % 10}", _LINES[band.number // 10 % len(_LINES)]
+        axes.plot(band.steps, band.values.mean(axis=0), line, color=color, label=band.name)
+        low, high = band.values.min(axis=0), band.values.max(axis=0)
+        axes.fill_between(band.steps, low, high, color=color, alpha=0.2, linewidth=0)
     if not axes.lines:
         return None
     axes.set_yscale("log")
     for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         ticks(lambda loss, _: f"{loss:g}")
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel(f"{_LOSSES[name]}, nats a token")
+    axes.set_ylabel(f"{LOSSES[name]}, nats a token")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
