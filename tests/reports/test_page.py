@@ -86,8 +86,8 @@ def test_it_says_what_the_comparison_does(opened: Open) -> None:
         "test_rougeL against peak memory, GB",
         "test_rougeL against training, s",
         "test_rougeL against on disk, MB",
-        "validation loss while training",
         "training loss while training",
+        "validation loss while training",
         "lengths of answers",
     ]
     assert all(chart.bounding_box()["width"] > 300 for chart in charts.all())  # type: ignore[index]

@@ -11,7 +11,7 @@ from ftlab.evaluation.statistics import Array
 from ftlab.reports.compare.costs import curve
 from ftlab.reports.compare.groups import Group
 
-LOSSES = {"val_loss": "validation loss", "train_loss": "training loss"}
+LOSSES = {"train_loss": "training loss", "val_loss": "validation loss"}
 """Of metrics.csv, and what they are called."""
 
 
