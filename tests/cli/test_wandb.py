@@ -15,7 +15,8 @@ def test_offline_with_a_hint_where_nobody_is_logged_in(
     monkeypatch.setenv("NETRC", "/dev/null")
     answer = ftlab("fit", "-c", "tiny.yaml", "--run.name", "logged")
     assert answer.code == 0
-    hint, done = answer.err.splitlines()
+    hint, first_step, done = answer.err.splitlines()
+    assert first_step.startswith("ftlab: the first step had ended after ")
     assert "W&B logs offline into runs/tiny/logged/wandb" in hint
     assert "--wandb.mode disabled" in hint
     assert done.startswith("ftlab: runs/tiny/logged: ")
