@@ -16,6 +16,7 @@ from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
+from ftlab.modules.compiling import compile_blocks
 from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness, Step
@@ -63,6 +64,8 @@ class FinetuneModule(JudgedModule):
         schedule: Called with the optimiser and the number of optimiser steps.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them: less memory,
             about a quarter more time.
+        compile: Compute decoder blocks by code that torch makes of them (torch.compile), where gradients are taken.
+            The first step takes longer, all others less; docs/how-to/speed.md.
         decoding: How answers are generated when the network is judged.
         metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
             of a function `(prediction, references) -> float` of your own.
@@ -79,6 +82,7 @@ class FinetuneModule(JudgedModule):
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         decoding: Decoding | None = None,
         metrics: list[str] | None = None,
         skip_nonfinite: int = 0,
@@ -93,6 +97,7 @@ class FinetuneModule(JudgedModule):
         self.optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiled = compile
         self.seed = seed
         self.dropout_seed = seed if dropout_seed is None else dropout_seed
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
@@ -133,6 +138,8 @@ class FinetuneModule(JudgedModule):
         self.network = self.method.adapt(network, batches).train()
         if fitting:
             refuse_long_rows(self.network, self.pretrained, self.data)
+            if self.compiled:
+                compile_blocks(self.network)
         share_only(self, self.trained_names())
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:
