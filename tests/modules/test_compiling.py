@@ -1,7 +1,7 @@
 """Compiled blocks: the loss and gradients of uncompiled ones, by code that is made once for all lengths.
 
-Torch traces and differentiates here as ever. Code in C++ is made of it in `tests/integration/test_compiled.py` alone,
-which takes minutes.
+Torch traces and differentiates here as ever. Code in C++ is made of it in one slow test, and in
+`tests/cli/test_compiling.py`: that takes minutes.
 """
 
 import copy
@@ -37,7 +37,18 @@ ONE_ROW = [(1, 12), (1, 64)]
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
+def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has no code yet, and afterwards as it was."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would keep all of it
+    ours = {"recompile_limit": 8, "fail_on_recompile_limit_hit": False, "specialize_float": False, "optimize_ddp": True}
+    with torch._dynamo.config.patch(ours), torch.fx.experimental._config.patch({"use_duck_shape": True}):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, anew: None) -> list[list[int]]:
     """The shape of the hidden states for which code was made, each time."""
     shapes: list[list[int]] = []
     without_code = lookup_backend("aot_eager")
@@ -47,11 +58,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[int]]]:
         return without_code(graph, inputs)
 
     monkeypatch.setattr(compiling, "_make", make)
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)  # pytest would keep all of it
-    with torch._dynamo.config.patch({}), torch.fx.experimental._config.patch({}):
-        torch._dynamo.reset()
-        yield shapes
-        torch._dynamo.reset()
+    return shapes
 
 
 def adapted(network: Network, method: Method, checkpointing: bool = False) -> nn.Module:
@@ -110,6 +117,16 @@ def test_losses_and_gradients_are_those_of_plain_blocks(
         tolerance = 1e-4 if method == "qlora" else 1e-10
         assert_near(loss_and_gradients(compiled, inputs), loss_and_gradients(plain, inputs), tolerance)
     assert made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_code_in_cpp_computes_the_same(method: str, network: Network, anew: None) -> None:
+    plain, compiled = (adapted(network, METHODS[method](), checkpointing=True) for _ in range(2))
+    compile_blocks(compiled)
+    inputs = batch(3, 17, padded=True)
+    tolerance = 1e-4 if method == "qlora" else 1e-10
+    assert_near(loss_and_gradients(compiled, inputs), loss_and_gradients(plain, inputs), tolerance)
 
 
 @pytest.mark.parametrize(("method", "each", "count"), [
