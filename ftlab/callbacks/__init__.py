@@ -2,6 +2,7 @@
 
 from ftlab.callbacks.checkpoints import Checkpoints
 from ftlab.callbacks.companions import Companions
+from ftlab.callbacks.first_step import FirstStep
 from ftlab.callbacks.frozen_base import FrozenBase
 from ftlab.callbacks.metrics_csv import MetricsCSV
 from ftlab.callbacks.model_writer import ModelWriter
@@ -16,6 +17,7 @@ from ftlab.callbacks.whereabouts import Whereabouts
 __all__ = [
     "Checkpoints",
     "Companions",
+    "FirstStep",
     "FrozenBase",
     "MetricsCSV",
     "ModelWriter",

@@ -25,6 +25,7 @@ from torch import nn
 from ftlab.callbacks import (
     Checkpoints,
     Companions,
+    FirstStep,
     FrozenBase,
     MetricsCSV,
     ModelWriter,
@@ -193,6 +194,7 @@ class Experiment(LightningCLI):
             self.curves,
             NonfiniteSteps(self.run),
             self.throughput,
+            FirstStep(self.run),
             FrozenBase(self.run),
             self.preemption,
             self.checkpoints,

@@ -17,6 +17,7 @@ from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks, refuse_offloading
+from ftlab.modules.compiling import compile_blocks
 from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness, Step
@@ -66,6 +67,8 @@ class FinetuneModule(JudgedModule):
             being kept: false, nothing; selective, all but what matrix products and attention come to; true, all of it,
             which takes about a quarter more time; offloaded, all of it, with the blocks' inputs in the host's memory;
             auto, on the command line, the first of these with which a micro-batch fits the device by plan.
+        compile: Compute decoder blocks by code that torch makes of them (torch.compile), where gradients are taken.
+            The first step takes longer, all others less; docs/how-to/speed.md.
         decoding: How answers are generated when the network is judged.
         metrics: Scores of the answers: rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, or the dotted path
             of a function `(prediction, references) -> float` of your own.
@@ -82,6 +85,7 @@ class FinetuneModule(JudgedModule):
         optimizer: OptimizerCallable = AdamW,
         schedule: Schedule | None = None,
         gradient_checkpointing: GradientCheckpointing | Literal["auto"] = False,
+        compile: bool = False,
         decoding: Decoding | None = None,
         metrics: list[str] | None = None,
         skip_nonfinite: int = 0,
@@ -98,6 +102,7 @@ class FinetuneModule(JudgedModule):
         self.optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
+        self.compiled = compile
         self.seed = seed
         self.dropout_seed = seed if dropout_seed is None else dropout_seed
         self.strict_loading = False  # checkpoints hold what is trained; on_load_checkpoint is stricter than `strict`
@@ -138,6 +143,8 @@ class FinetuneModule(JudgedModule):
         self.network = self.method.adapt(network, batches).train()
         if fitting:
             refuse_long_rows(self.network, self.pretrained, self.data)
+            if self.compiled:
+                compile_blocks(self.network)
         share_only(self, self.trained_names())
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -17,7 +17,7 @@ from ftlab.runs.checkpoint_files import CheckpointFiles
 from ftlab.runs.files import digest, files_under, read_json, write_atomically
 from ftlab.runs.identity import differences, identity
 from ftlab.runs.lock import locked
-from ftlab.runs.sessions import begun, ended
+from ftlab.runs.sessions import begun, ended, told
 
 _UNFINISHED = re.compile(r"\..+\.\d+|\.model")
 LOGS_OF_JOBS = "slurm"
@@ -74,6 +74,10 @@ class Run:
     def note(self, **facts: Any) -> None:
         """Adds facts to the provenance."""
         self._write_record(self.record() | facts)
+
+    def note_of_session(self, **facts: Any) -> None:
+        """Adds facts to what the provenance says of the process that works on the run."""
+        self._write_record(told(self.record(), facts))
 
     def begin(self, facts: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         """Notes that a process begins to work on the run: see `sessions.begun`."""

@@ -40,6 +40,12 @@ def begun(record: Mapping[str, Any], facts: Mapping[str, Any], session: Mapping[
     }
 
 
+def told(record: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with more about its last session; as it is, where none has begun."""
+    *before, last = record.get("sessions", []) or [None]
+    return {**record, "sessions": [*before, {**last, **facts}]} if last else dict(record)
+
+
 def ended(record: Mapping[str, Any], state: str) -> dict[str, Any]:
     """The record with its last session, and the run with it, at an end.
 

@@ -179,10 +179,13 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 
 
 def test_stopped_before_its_first_checkpoint_a_run_leaves_nothing(
-    workplace: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    workplace: Path, ftlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _stop_at(1, monkeypatch)
-    assert "no checkpoint yet: the same command starts anew" in refused("fit", "-c", "tiny.yaml")
+    answer = ftlab("fit", "-c", "tiny.yaml")
+    assert answer.code == 130
+    assert answer.err.endswith("there is no checkpoint yet: the same command starts anew\n")
+    assert not Path("runs").exists()
 
 
 def test_a_signal_in_the_middle_of_training(workplace: Path) -> None:

@@ -46,7 +46,8 @@ def test_offline_with_a_hint_where_nobody_is_logged_in(
     words = ["--wandb.tags", "[small]", "--wandb.notes", "a try", "--wandb.job_type", "test", "--wandb.samples", 2]
     answer = ftlab("fit", "-c", "tiny.yaml", "--run.name", "logged", "--wandb.log_model", "all", *words)
     assert answer.code == 0
-    hint, done = answer.err.splitlines()
+    hint, first_step, done = answer.err.splitlines()
+    assert first_step.startswith("ftlab: the first step had ended after ")
     assert "W&B logs offline into runs/tiny/logged/wandb" in hint
     assert "--wandb.mode disabled" in hint
     assert done.startswith("ftlab: runs/tiny/logged: ")

@@ -52,12 +52,13 @@ def train_and_judge(
     callbacks: list[pl.Callback],
     accumulate: int = 1,
     checkpointing: bool = False,
+    compile: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """What one process of a training sees of it: two epochs, each validated, with an answer to every record."""
     # over nccl Lightning judges in inference mode, over gloo not: as over nccl
     utilities._distributed_is_initialized = lambda: False  # type: ignore[attr-defined]
-    module = make_module(method, network, gradient_checkpointing=checkpointing)
+    module = make_module(method, network, gradient_checkpointing=checkpointing, compile=compile)
     seen = Seen()
     trainer = make_trainer(
         devices=world,
