@@ -48,6 +48,8 @@ def first_way(config: dict[str, Any]) -> GradientCheckpointing:
     config["model"]["gradient_checkpointing"] = False
     step, device, processes = _asked(config)
     for way in ways_on(device):
+        if way == "selective" and config["model"]["compile"]:  # which the module refuses
+            continue
         if memory_of(replace(step, checkpointing=way, counted=False), processes) <= device.usable:
             return way
     raise UserError(

@@ -97,6 +97,11 @@ class FinetuneModule(JudgedModule):
             raise UserError(f"model.skip_nonfinite is {skip_nonfinite}: give a number of steps, from 0 on")
         if gradient_checkpointing == "auto":
             raise UserError(f"model.gradient_checkpointing auto is for ftlab fit: give one of {WAYS}")
+        if compile and gradient_checkpointing == "selective":
+            raise UserError(
+                "model.gradient_checkpointing selective keeps what operations come to, which compiled blocks do not "
+                "tell: set it to true or false, or model.compile to false"
+            )
         self.method = method
         self.pretrained = network
         self.optimizer = optimizer

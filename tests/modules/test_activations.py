@@ -110,6 +110,11 @@ def test_auto_is_for_the_command_line(make_module: Make) -> None:
         make_module(gradient_checkpointing="auto")
 
 
+def test_selective_is_for_blocks_that_are_not_compiled(make_module: Make) -> None:
+    with pytest.raises(UserError, match="selective keeps what operations come to, which compiled blocks do not tell"):
+        make_module(gradient_checkpointing="selective", compile=True)
+
+
 def test_blocks_that_cannot_be_computed_again(wide: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = wide.model()
     monkeypatch.setattr(type(opened), "supports_gradient_checkpointing", False)
