@@ -51,7 +51,9 @@ class Head:
         self._layer: Any = language_model(network).get_output_embeddings()
         self.way: Way | None = None
 
-    def summed_loss(self, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
+    def summed_loss(
+        self, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor, each: bool = False
+    ) -> Tensor:
         """Cross entropy in nats, summed.
 
         Args:
@@ -59,15 +61,16 @@ class Head:
             length: Of a row of `inputs`; virtual tokens of a method's own stand before.
             places: From which a target is predicted, in the flattened rows, (targets,).
             targets: The ids, (targets,).
+            each: Not the sum, but that of each target, (targets,), without a gradient.
         """
         if self.way is None:
             self.try_ways(places.device)
         assert self.way is not None
         try:
-            return self._by(self.way, inputs, length, places, targets)
+            return self._by(self.way, inputs, length, places, targets, each)
         except _AnsweredOtherwise:  # a hook that came later, or looks at what is asked
             # not from now on: a run that is resumed after this batch would not know of it
-            return self._by("whole", inputs, length, places, targets)
+            return self._by("whole", inputs, length, places, targets, each)
 
     def try_ways(self, device: torch.device) -> None:
         """Finds the way; to be called by all processes, whose network may be in shards. Nothing is drawn at random.
@@ -91,20 +94,24 @@ class Head:
             except (_AnsweredOtherwise, RuntimeError, IndexError, ValueError):
                 self.way = "rows"
 
-    def _by(self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor) -> Tensor:
+    def _by(
+        self, way: Way, inputs: dict[str, Any], length: int, places: Tensor, targets: Tensor, each: bool = False
+    ) -> Tensor:
         if way == "whole":
             logits = _rows(self.network(**inputs).logits, length, places)
         else:
-            with self._takes_over(way == "fused", length, places, targets) as answers:
+            with self._takes_over(way == "fused", length, places, targets, each) as answers:
                 logits = self.network(**inputs).logits
             if way == "fused":
                 if not answers or logits is not answers[-1]:
                     raise _AnsweredOtherwise
                 return logits
-        return nn.functional.cross_entropy(_wide(logits), targets, reduction="sum")
+        return nn.functional.cross_entropy(_wide(logits), targets, reduction="none" if each else "sum")
 
     @contextmanager
-    def _takes_over(self, fused: bool, length: int, places: Tensor, targets: Tensor) -> Iterator[list[Tensor]]:
+    def _takes_over(
+        self, fused: bool, length: int, places: Tensor, targets: Tensor, each: bool
+    ) -> Iterator[list[Tensor]]:
         """Has the output layer take rows alone; gives what it answers with."""
         layer, before = self._layer, vars(self._layer).get("forward")
         forward, answers = layer.forward, []
@@ -114,7 +121,12 @@ class Head:
                 return forward(rows, *args, **kwargs)
 
             rows = _rows(hidden, length, places)
-            answers.append(fused_cross_entropy(head, layer.parameters(), rows, targets) if fused else head(rows))
+            if not fused:
+                answers.append(head(rows))
+            elif each:
+                answers.append(cross_entropies(head, rows, targets))
+            else:
+                answers.append(fused_cross_entropy(head, layer.parameters(), rows, targets))
             return answers[-1]
 
         layer.forward = of_rows
@@ -163,6 +175,25 @@ def fused_cross_entropy(
     training = torch.is_grad_enabled()
     trained = [parameter for parameter in parameters if training and parameter.requires_grad]
     return _Fused.apply(head, training, rows, targets, *trained)
+
+
+@torch.no_grad()
+def cross_entropies(head: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of each row in nats, (rows,), without all of their logits, and without a gradient.
+
+    Args:
+        head: Logits of some rows.
+        rows: Hidden states, (rows, width).
+        targets: Ids, (rows,).
+    """
+    found: list[Tensor] = []
+    start, step = 0, _ROWS
+    while start < len(rows) or not found:
+        logits = head(rows[start : start + step])
+        found.append(nn.functional.cross_entropy(_wide(logits), targets[start : start + step], reduction="none"))
+        start += step
+        step = max(_ROWS, _LOGITS // max(1, logits.shape[-1]))
+    return torch.cat(found)
 
 
 class _Fused(torch.autograd.Function):

@@ -69,12 +69,17 @@ class JudgedModule(pl.LightningModule):
         """As in validation."""
         self.try_head()
 
-    def summed_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
+    def on_predict_start(self) -> None:
+        """As in validation."""
+        self.try_head()
+
+    def summed_loss(self, batch: dict[str, Any], each: bool = False) -> Tensor:
+        """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it; or that
+        of `each` target, (targets,), without a gradient."""
         # said here and not in the network's configuration, which is saved with its weights
         names = ("input_ids", "attention_mask", "position_ids")
         inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
-        return self.head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"])
+        return self.head.summed_loss(inputs, batch["input_ids"].shape[1], batch["places"], batch["targets"], each)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
@@ -88,8 +93,15 @@ class JudgedModule(pl.LightningModule):
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the answers to a batch of prompts to the tally."""
-        self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
+        """Adds the answers to a batch of prompts to the tally; of rows, what each comes to."""
+        if "labels" in batch:
+            rows, length = batch["labels"].shape
+            owners = (batch["places"] // length).cpu()
+            sums = self.summed_loss(batch, each=True).double().cpu()  # where they are added in a fixed order
+            counts = owners.bincount(minlength=rows).tolist()
+            self.tally.add_rows(dataloader_idx, batch["records"], owners.bincount(sums, rows).tolist(), counts)
+        else:
+            self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
 
     def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         assert self.network is not None

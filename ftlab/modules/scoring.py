@@ -21,6 +21,8 @@ class Tally:
         self._targets = 0
         self.answers: dict[int, str] = {}
         """The answer to each record, by the record's index."""
+        self.documents: dict[tuple[int, str], tuple[float, int]] = {}
+        """Loss in nats and targets of each document of a loader, by the loader's number and where it stands."""
         self.texts: Scores | None = None
         self.predictions: list[dict[str, Any]] = []
         """A line a record: `prompt`, `references`, `prediction`, `scores`."""
@@ -34,12 +36,29 @@ class Tally:
         """Adds the answers to the records with these indices."""
         self.answers.update(zip(indices, answers, strict=True))
 
+    def add_rows(self, loader: int, sources: Sequence[str], sums: Sequence[float], targets: Sequence[int]) -> None:
+        """Adds rows to the documents that they belong to.
+
+        Args:
+            loader: That gave them.
+            sources: Where the document of each stands.
+            sums: Loss of each in nats, summed over its targets.
+            targets: How many these are.
+        """
+        for source, loss, count in zip(sources, sums, targets, strict=True):
+            nats, tokens = self.documents.get((loader, source), (0.0, 0))
+            self.documents[loader, source] = (nats + loss, tokens + count)
+
     def gather(self) -> None:
         """Brings together what the processes of a distributed run have."""
-        parts = gathered((float(self._loss), self._targets, self.answers))
+        parts = gathered((float(self._loss), self._targets, self.answers, self.documents))
         self._loss = sum(part[0] for part in parts)
         self._targets = sum(part[1] for part in parts)
         self.answers = {index: answer for part in parts for index, answer in part[2].items()}
+        self.documents = {}
+        for part in parts:
+            for (loader, source), (nats, tokens) in part[3].items():
+                self.add_rows(loader, [source], [nats], [tokens])
 
     def score(self, records: Sequence[Record], metrics: Sequence[Metric]) -> None:
         """Scores the answers against the references of their records."""
