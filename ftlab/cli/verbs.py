@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
+from ftlab.cli import harness
 from ftlab.cli.breakdowns import breakdowns, situation_of
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.cli.on_slurm import asked_for, submit, unchanged
@@ -25,6 +26,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
     if verb == "fit":
         arguments = ["--run.profile=true" if word == "--profile" else word for word in arguments]
+    tasks, arguments = harness.asked_for(verb, arguments)
     submission, arguments = asked_for(verb, arguments)
     if submission:
         return submit(submission, arguments)
@@ -32,7 +34,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with trainer_refusals():
         experiment = Experiment(arguments, verb)
         with breakdowns(lambda: situation_of(experiment, verb)):
-            verbs[verb](experiment)
+            if tasks:
+                _to_judge(experiment)
+                harness.judge(experiment, tasks)
+            else:
+                verbs[verb](experiment)
     return 0
 
 
