@@ -4,7 +4,8 @@
     python scripts/make_demo_assets.py --only data        # data and tokenizer are the same bytes for the same seed
     python scripts/make_demo_assets.py --only network --tokens 2e6 --out trial
 
-Corpus and task come from `small_world.py`; the corpus is generated while it is read and never stored. The weights are
+Corpus and task come from `small_world.py`; the corpus is generated while it is read, and all that is stored of it are
+documents that nothing was trained on, by which forgetting is measured. The weights are
 not the same to the bit: how far `--minutes` goes and the order of sums depend on the machine. Those that ship are one
 run of it at its defaults (`ftlab/assets/README.md`).
 """
@@ -32,6 +33,7 @@ from transformers.utils.logging import disable_progress_bar
 
 ASSETS = Path(__file__).resolve().parents[1] / "ftlab" / "assets"
 SPLIT_SIZES = {"train": 3000, "dev": 300, "test": 300}
+HELD_OUT = 100  # documents of each part of the corpus
 TOKENIZER_DOCUMENTS = 20_000
 CONTEXT = 512
 
@@ -66,6 +68,15 @@ def write_data(directory: Path, seed: int) -> None:
         with written_whole(directory) as unfinished:
             lines = "".join(json.dumps(record) + "\n" for record in records)
             (unfinished / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def write_held_out(directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Documents of both parts of the corpus as the network read others like them: rendered, with special tokens."""
+    parts = (part("held out for retention") for part in (documents, later_documents))
+    texts = [_rendered(tokenizer, document) for part in parts for document in itertools.islice(part, HELD_OUT)]
+    with written_whole(directory) as unfinished:
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (unfinished / "corpus.jsonl").write_text(lines, encoding="utf-8")
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -243,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS, help="directory to write network/ and data/ into")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=["data", "tokenizer", "network"], help="the one part to make")
+    parser.add_argument("--only", choices=["data", "tokenizer", "retention", "network"], help="the one part to make")
     parser.add_argument("--tokens", type=float, default=40e6, help="tokens to pretrain on")
     parser.add_argument("--minutes", type=float, default=50, help="time to pretrain for, where it ends sooner")
     args = parser.parse_args()
@@ -252,6 +263,8 @@ def main() -> None:
         write_data(args.out / "data", args.seed)
     if args.only in (None, "tokenizer"):
         write_tokenizer(args.out / "network", args.seed)
+    if args.only in (None, "retention"):
+        write_held_out(args.out / "retention", PreTrainedTokenizerFast.from_pretrained(args.out / "network"))
     if args.only in (None, "network"):
         with tempfile.TemporaryDirectory() as scratch:
             rendezvous = f"file://{scratch}/rendezvous"

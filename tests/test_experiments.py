@@ -20,6 +20,7 @@ EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 NAMED = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
 SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if "parameters" in read_config(path))
 CHOICES = sorted(str(path.relative_to(EXPERIMENTS)) for path in {*EXPERIMENTS.glob("*/*.yaml")} - {*SWEEPS})
+RETENTION = sorted(EXPERIMENTS.glob("retention/*.yaml"))
 DATA = sorted(path.stem for path in (EXPERIMENTS / "data").glob("*.yaml"))
 COLUMNS = {
     "alpaca": ("instruction", "output"),
@@ -75,7 +76,7 @@ def test_each_choice_composes_with_the_others(choice: str, capsys: pytest.Captur
     assert main(["fit", *options, "--print_config"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     for part, values in read_config(EXPERIMENTS / choice).items():
-        assert set(values) <= set(config[part])
+        assert {key.removesuffix("+") for key in values} <= set(config[part])
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda path: path.stem)
@@ -189,3 +190,27 @@ def test_an_experiment_trains_and_is_scored(
     if not experiment.endswith("zeroshot"):
         assert (run / "metrics.csv").read_text().splitlines()[-1].split(",")[0] == "2"
         assert list((run / "model").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("file", RETENTION, ids=lambda path: path.stem)
+def test_a_retention_set_is_measured_on_base_and_trained_network(
+    file: Path, wide_network: Path, sets: Callable[[str], Path], tmp_path: Path
+) -> None:
+    content = read_config(file)
+    for kept in content["data"]["retention+"]:
+        directory = tmp_path / kept["name"]
+        directory.mkdir()
+        asks = "prompt" in kept
+        rows = [{"question": f"Why {n}?", "answer": f"{n}."} if asks else {"text": f"Now {n}."} for n in range(4)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (directory / f"{kept.get('split', 'test')}.jsonl").write_text(lines)
+        kept["path"] = str(directory)
+    (tmp_path / "retention.yaml").write_text(yaml.safe_dump(content))
+    command = ["-c", f"{tmp_path}/retention.yaml", "-c", f"{EXPERIMENTS}/demo_lora.yaml", "--run.root", f"{tmp_path}"]
+    command += ["--model.network.path", f"{wide_network}", "--data.path", f"{sets('demo')}", "--run.name", "short"]
+    command += ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *command, "--model.decoding.max_new_tokens", "4"]) == 0
+    scores = json.loads((tmp_path / "demo_lora" / "short" / "scores.json").read_text())
+    for kept in content["data"]["retention+"]:
+        assert scores[f"retention_{kept['name']}_loss_change"] != 0
+        assert (f"retention_{kept['name']}_rougeL_change" in scores) == kept.get("score", False)

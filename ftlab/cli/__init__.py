@@ -32,6 +32,9 @@ ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that tr
 come to its end; the profile is that of slurm/profiles/, by default default.yaml. The same command again finds the job.
 --dry-run prints the script and submits nothing; --after JOB has the job wait for another's good end"""
 
+HARNESS = """With --harness TASK,… the run is judged by tasks of lm-evaluation-harness instead, or by YAML files that
+describe some; the package comes with pip install 'ftlab[harness]'"""
+
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "plan": "ftlab.cli.plan",

@@ -36,7 +36,7 @@ from ftlab.callbacks import (
     Throughput,
     Whereabouts,
 )
-from ftlab.cli import ON_SLURM, VERBS
+from ftlab.cli import HARNESS, ON_SLURM, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.open_choices import choose_checkpointing, split_batches
 from ftlab.cli.plugins import with_methods
@@ -52,6 +52,8 @@ from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
 if TYPE_CHECKING:
     from wandb import Run as Session
+
+_MORE = {"fit": f".\n\n{ON_SLURM}", "test": f".\n\n{HARNESS}"}
 
 
 class ProgressBar(RichProgressBar):
@@ -100,7 +102,7 @@ class Experiment(LightningCLI):
                     seed_everything_default=42,
                     parser_kwargs={
                         "prog": f"ftlab {verb}",
-                        "description": VERBS[verb] + (f".\n\n{ON_SLURM}" if verb == "fit" else ""),
+                        "description": VERBS[verb] + _MORE.get(verb, ""),
                         "exit_on_error": False,
                         "allow_abbrev": False,
                     },

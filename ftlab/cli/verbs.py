@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
+from ftlab.cli import harness
 from ftlab.cli.breakdowns import breakdowns, situation_of
 from ftlab.cli.experiment import Experiment, trainer_refusals
 from ftlab.cli.on_slurm import asked_for, submit, unchanged
 from ftlab.cli.provenance import facts, session
+from ftlab.cli.retention import Retention
 from ftlab.cli.wandb_results import conclude, tell_scores
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
@@ -25,6 +27,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
     if verb == "fit":
         arguments = ["--run.profile=true" if word == "--profile" else word for word in arguments]
+    tasks, arguments = harness.asked_for(verb, arguments)
     submission, arguments = asked_for(verb, arguments)
     if submission:
         return submit(submission, arguments)
@@ -32,7 +35,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     with trainer_refusals():
         experiment = Experiment(arguments, verb)
         with breakdowns(lambda: situation_of(experiment, verb)):
-            verbs[verb](experiment)
+            if tasks:
+                _to_judge(experiment)
+                harness.judge(experiment, tasks)
+            else:
+                verbs[verb](experiment)
     return 0
 
 
@@ -51,42 +58,53 @@ def fit(experiment: Experiment) -> None:
         experiment.datamodule.setup("fit")
         _say_what_trains(experiment)
         experiment.log_to_wandb()
-        started = time.perf_counter()
         begin = experiment.checkpoint_to_go_on_from() if module.method.trains else None
         if trainer.is_global_zero:
             run.begin(facts(experiment), session(experiment, begin))
+        retention = Retention(experiment)
+        retention.before()
+        started = time.perf_counter()
         if module.method.trains:
             train(experiment, begin)
         else:
             trainer.validate(module, experiment.datamodule, verbose=False)
             ModelWriter(run).on_fit_end(trainer, module)
-        if not trainer.is_global_zero:
-            return
-        judged = next(iter(experiment.checkpoints.best.values()), trainer.callback_metrics)
-        if "val_loss" in judged:
-            run.add_scores({"val_loss": float(judged["val_loss"])})
-        assert module.network is not None
-        trained, total = count_parameters(module.network, module.method.trained(module.network))
-        run.end(
-            "finished",
-            cost={
-                "trainable_parameters": trained,
-                "parameters": total,
-                "model_bytes": sum(file.stat().st_size for file in files_under(run.model)),
-                "seconds": round(time.perf_counter() - started, 3),
-                "training_seconds": round(experiment.throughput.seconds, 3),
-                "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
-                "supervised_tokens": experiment.throughput.supervised,
-                "total_tokens": experiment.throughput.total,
-                **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
-                **({"in_shards": module.sharded.what} if module.sharded else {}),
-            },
-            data=experiment.datamodule.summary(),
-            model=run.model_digests(),
-        )
+        if trainer.is_global_zero:
+            _end(experiment, time.perf_counter() - started)
+        if experiment.datamodule.retention:
+            kept = retention.after(experiment.trained_checkpoint())
+            if trainer.is_global_zero:
+                retention.keep(kept)
         if experiment.session:
             conclude(experiment.session, experiment.config_init["wandb"], run)
-        _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
+
+
+def _end(experiment: Experiment, seconds: float) -> None:
+    """Notes that the run has come to its end, and what it cost."""
+    run, module, trainer = experiment.run, experiment.model, experiment.trainer
+    judged = next(iter(experiment.checkpoints.best.values()), trainer.callback_metrics)
+    if "val_loss" in judged:
+        run.add_scores({"val_loss": float(judged["val_loss"])})
+    assert module.network is not None
+    trained, total = count_parameters(module.network, module.method.trained(module.network))
+    run.end(
+        "finished",
+        cost={
+            "trainable_parameters": trained,
+            "parameters": total,
+            "model_bytes": sum(file.stat().st_size for file in files_under(run.model)),
+            "seconds": round(seconds, 3),
+            "training_seconds": round(experiment.throughput.seconds, 3),
+            "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
+            "supervised_tokens": experiment.throughput.supervised,
+            "total_tokens": experiment.throughput.total,
+            **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
+            **({"in_shards": module.sharded.what} if module.sharded else {}),
+        },
+        data=experiment.datamodule.summary(),
+        model=run.model_digests(),
+    )
+    _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
 
 
 def _say_what_trains(experiment: Experiment) -> None:
@@ -129,9 +147,11 @@ def train(experiment: Experiment, begin: str | None) -> None:
 def validate(experiment: Experiment) -> None:
     """Scores the validation records with the run's best weights; `val_…` go into scores.json."""
     checkpoint = _to_judge(experiment)
+    retention = Retention(experiment)
+    retention.before()
     experiment.datamodule.answers_in_validation = True
     experiment.trainer.validate(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
-    _keep_scores(experiment, "val", "validation")
+    _keep_scores(experiment, "val", "validation", retention)
 
 
 def test(experiment: Experiment) -> None:
@@ -139,8 +159,10 @@ def test(experiment: Experiment) -> None:
     checkpoint = _to_judge(experiment)
     if experiment.datamodule.scored_split != "test":
         _say(f"{experiment.datamodule.corpus.name} has no test records: scoring the validation records")
+    retention = Retention(experiment)
+    retention.before()
     experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
-    _keep_scores(experiment, "test", "test")
+    _keep_scores(experiment, "test", "test", retention)
 
 
 def predict(experiment: Experiment) -> None:
@@ -170,10 +192,11 @@ def _to_judge(experiment: Experiment) -> str | None:
     return checkpoint
 
 
-def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
+def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Retention) -> None:
+    run, tally = experiment.run, experiment.model.tally
+    kept = retention.after()
     if not experiment.trainer.is_global_zero:
         return
-    run, tally = experiment.run, experiment.model.tally
     scores = {f"{prefix}_{name}": value for name, value in tally.scores().items()}
     suffix = _suffix_of_other_scores(experiment)
     run.add_scores(scores, suffix)
@@ -183,6 +206,7 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str) -> None:
         run.write_predictions(f"{split}_losses{suffix}", tally.losses)
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
+    scores |= retention.keep(kept, suffix)
     if not suffix:
         tell_scores(experiment.config_init["wandb"], run, experiment.resolved(), split)
     table = Table("score", "value", title=str(run.directory))

@@ -20,6 +20,7 @@ from ftlab.data.duplicates import DuplicateIndex, Signature
 from ftlab.data.leaks import Fingerprints, LeakIndex, LeakReport
 from ftlab.data.preparation import Part, Stages
 from ftlab.data.records import SPLITS, Split
+from ftlab.data.retention import refusal
 from ftlab.data.store import ABSENT, NAMES, ROWS, split_number
 from ftlab.errors import UserError
 
@@ -108,19 +109,27 @@ class Builder:
             pickle.dump(compared, self._compared, pickle.HIGHEST_PROTOCOL)
         self._record_count += int(keep.sum())
 
-    def finish(self, benchmarks: Iterable[tuple[Fingerprints, list[str]]] = ()) -> None:
+    def finish(
+        self,
+        benchmarks: Iterable[tuple[Fingerprints, list[str]]] = (),
+        apart: Iterable[tuple[str, Fingerprints, list[str]]] = (),
+    ) -> None:
         """Splits, checks for leaks, and writes index and report.
 
         Args:
             benchmarks: Fingerprints and sources of records that training must not overlap with.
+            apart: Names, fingerprints and sources of retention sets.
 
         Raises:
-            UserError: Too many evaluation records are found among the training records; nothing is left to train on.
+            UserError: Too many evaluation records are found among the training records, or a retention set is; nothing
+                is left to train on.
         """
         records = {name: _joined(arrays) for name, arrays in self._by_record.items()}
         rows = {name: _joined(arrays) for name, arrays in self._by_row.items()}
         splits = self._assigned(records)
         leaks = self._leaks(splits, benchmarks)
+        if self._stages.apart:
+            self._refuse_retained(splits, apart)
         row_splits = splits[rows["records"]] if len(splits) else splits
         if not (row_splits == split_number("train")).any() and "train" in self._given():
             read = sum(source["read"] for source in self._read.values())
@@ -221,6 +230,20 @@ class Builder:
             self._drop_leaking(leaking, report)
             splits[leaking] = ABSENT
         return report
+
+    def _refuse_retained(self, splits: numpy.ndarray, apart: Iterable[tuple[str, Fingerprints, list[str]]]) -> None:
+        """Compares what trains with retention sets.
+
+        Raises:
+            UserError: It holds them.
+        """
+        index = LeakIndex(self._stages.leaks)
+        for name, fingerprints, sources in apart:
+            index.add_evaluation(name, fingerprints, sources)
+        for training in self._chosen(splits == split_number("train")):
+            index.match_training(training.fingerprints, training.sources)
+        if refused := refusal(index.report()):
+            raise refused
 
     def _drop_leaking(self, leaking: numpy.ndarray, report: LeakReport) -> None:
         evaluations = {leak.training: leak.evaluation for leak in reversed(report.listed)}  # the surest is kept

@@ -23,11 +23,12 @@ from ftlab.data.cleaning import Cleaning
 from ftlab.data.duplicates import Duplicates
 from ftlab.data.encoder import Encoder
 from ftlab.data.formats import Format, recognise
-from ftlab.data.leaks import Leaks
+from ftlab.data.leaks import Fingerprints, Leaks
 from ftlab.data.mixing import Source
 from ftlab.data.preparation import Opened, Stages, parts, tasks, worker_count
 from ftlab.data.progress import watched
 from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
+from ftlab.data.retention import RetentionSet, options_of, passages
 from ftlab.data.sources import OpenedSource, SplitSource, cache_dir, open_source
 from ftlab.data.store import Prepared
 from ftlab.errors import UserError
@@ -45,6 +46,8 @@ _NO_ROWS = {
     "packing",
     "progress",
     "remainder",
+    "retained",
+    "retention",
     "samplers",
     "streaming",
     "training",
@@ -67,6 +70,7 @@ class Corpus:
         workers: Processes that prepare; None decides by size.
         cache: Directory for prepared rows; None for the user's own.
         wanted: The splits that are prepared; whatever the others' files hold is left alone.
+        retention: What must not be trained on, or nobody could tell whether it was forgotten.
     """
 
     sources: tuple[Source, ...]
@@ -79,6 +83,7 @@ class Corpus:
     workers: int | None
     cache: str | None
     wanted: tuple[Split, ...] = SPLITS
+    retention: tuple[RetentionSet, ...] = ()
 
     @property
     def name(self) -> str:
@@ -178,13 +183,19 @@ class Corpus:
                 "sample_by": self.sample_by,
                 "encoder": encoder.fingerprint(),
             }
+            | ({"retention": options_of(self.retention)} if self._holds_apart else {})
         )
 
     def stages(self, encoder: Encoder) -> Stages:
         """What every chunk goes through."""
         judged = any(self.has(split) for split in ("validation", "test"))
         compare = self.leaks.action != "ignore" and (judged or bool(self.leaks.against)) and self.has("train")
-        return Stages(self.opened, self.cleaning, self.duplicates, self.splits, self.leaks, encoder, compare)
+        apart = self._holds_apart
+        return Stages(self.opened, self.cleaning, self.duplicates, self.splits, self.leaks, encoder, compare, apart)
+
+    @property
+    def _holds_apart(self) -> bool:
+        return bool(self.retention) and self.has("train")
 
     def _build(self, directory: Path, encoder: Encoder) -> None:
         stages = self.stages(encoder)
@@ -192,7 +203,7 @@ class Corpus:
         with closing(Builder(directory, stages)) as builder, closing(made):
             for part in watched(made, self.name):
                 builder.add(part)
-            builder.finish(self.benchmarks())
+            builder.finish(self.benchmarks(), self.apart())
 
     def benchmarks(self) -> Iterator[tuple[Any, list[str]]]:
         """What training must not overlap with: every record of the files of `leaks.against`.
@@ -210,6 +221,12 @@ class Corpus:
                 records = [self._asked(opened, raw) for raw in task.chunk.records()]
                 kept = [record for record in records if record is not None]
                 yield self.leaks.fingerprints(kept), [record.source for record in kept]
+
+    def apart(self) -> Iterator[tuple[str, Fingerprints, list[str]]]:
+        """The retention sets by name: what training must not hold."""
+        for kept in self.retention if self._holds_apart else ():
+            records = [part for record in kept.records() for part in passages(record, self.leaks.ngram)]
+            yield kept.name, self.leaks.fingerprints(records), [record.source for record in records]
 
     def _benchmark(self, path: str) -> OpenedSource:
         """A file of `leaks.against`; of running text every line is a record, or a whole benchmark would be one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -157,6 +157,12 @@ class Encoder:
             ids if len(ids) <= limit else self._cut_prompt(record, ids, limit)
             for record, ids in zip(records, whole, strict=True)
         ]
+
+    def texts_ids(self, records: Sequence[Record]) -> Iterator[list[int]]:
+        """Ids of running texts, one list (length,) a record: as the tokenizer begins them, and without an end."""
+        texts = [record.answers[0].content for record in records]
+        ids = self._texts.ids_of(texts)
+        return (self._texts.opened(ids[text]) for text in texts)
 
     def encode_all(self, records: Sequence[Record]) -> list[Encoded]:
         """Encodes many records, in order.

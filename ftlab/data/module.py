@@ -29,6 +29,8 @@ from ftlab.data.leaks import Leaks
 from ftlab.data.mixing import Mixing, Source
 from ftlab.data.readers import SampleBy
 from ftlab.data.records import Record, Split, group_by_prompt
+from ftlab.data.retained import RetentionData
+from ftlab.data.retention import RetentionSet, refuse_same_names
 from ftlab.data.store import Prepared, Rows
 from ftlab.data.streaming import WINDOW, Stream
 from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers
@@ -64,6 +66,8 @@ class FinetuneData(LightningDataModule):
         duplicates: Which training records count as the same.
         splits: How records are shared out where files do not say it.
         leaks: What is done about evaluation records that are found in training.
+        retention: Texts and tasks that the network is to keep: measured on the base before and on the trained network
+            after, and refused where they are also trained on. Another list of them makes no other run.
         batching: pad fills rows up, bucket puts like lengths together, pack joins several records in a row without one
             seeing another; auto chooses pad or bucket (with batch_tokens: bucket or pack) and says why.
         batch_size: Records (packed: rows of max_length tokens) of a training batch on one device.
@@ -109,6 +113,7 @@ class FinetuneData(LightningDataModule):
         duplicates: Duplicates = Duplicates(),  # noqa: B008
         splits: Splits = Splits(),  # noqa: B008
         leaks: Leaks = Leaks(),  # noqa: B008
+        retention: list[RetentionSet] | None = None,
         batching: Batching = "auto",
         batch_size: int = 8,
         batch_tokens: int | None = None,
@@ -156,6 +161,8 @@ class FinetuneData(LightningDataModule):
         self.duplicates = duplicates
         self.splits = splits
         self.leaks = leaks
+        self.retention = tuple(retention or ())
+        refuse_same_names(self.retention)
         self.batching = batching
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
@@ -197,7 +204,7 @@ class FinetuneData(LightningDataModule):
         """What is to be prepared, and how."""
         return Corpus(
             self.sources, self.format, self.cleaning, self.duplicates, self.splits, self.leaks, self.sample_by,
-            self.preparation_workers, self.cache,
+            self.preparation_workers, self.cache, retention=self.retention,
         )  # fmt: skip
 
     @cached_property
@@ -205,6 +212,12 @@ class FinetuneData(LightningDataModule):
         """The prepared rows, with `streaming` those that judge: opened from the cache, or made by whichever process
         comes first."""
         return self.stream.evaluation if self.streaming else self.corpus.prepared(self.encoder)
+
+    @cached_property
+    def retained(self) -> RetentionData:
+        """The retention sets, in batches."""
+        context = self.network.context_length()
+        return RetentionData(self.retention, self.encoder, context, self.eval_batch_size, self.workers, self.room)
 
     @cached_property
     def stream(self) -> Stream:

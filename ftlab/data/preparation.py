@@ -91,6 +91,7 @@ class Stages:
     leaks: Leaks
     encoder: Encoder
     compare: bool  # whether any split is there for training records to leak into
+    apart: bool = False  # whether there are retention sets that training must not hold
 
     def __call__(self, task: Task) -> Part:
         """Reads, cleans, understands and encodes one chunk.
@@ -142,7 +143,7 @@ class Stages:
             strata=[record.stratum for record in kept],
             texts=[record_to_json(r) if s else "" for r, s in zip(kept, self._scored(task, keys), strict=True)],
             signatures=self.duplicates.signature(kept) if training else [],
-            fingerprints=self.leaks.fingerprints(kept) if self.compare else None,
+            fingerprints=self.leaks.fingerprints(kept) if self.compare or self.apart else None,
             rows=_record_batch(examples),
             lengths=numpy.array([len(example.input_ids) for example in examples], dtype=numpy.int32),
             targets=numpy.array([example.targets for example in examples], dtype=numpy.int32),

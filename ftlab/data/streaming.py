@@ -33,6 +33,7 @@ from ftlab.data.mixing import Mixing, interleave
 from ftlab.data.preparation import Part, Task, parts
 from ftlab.data.records import Split
 from ftlab.data.remainder import other_batches, refuse_other_batches
+from ftlab.data.retention import refusal
 from ftlab.data.samplers import share, shuffled_window
 from ftlab.data.sources import SplitSource
 from ftlab.data.store import Prepared, row_at
@@ -98,8 +99,9 @@ class Stream:
         """
         counts: Counter[str] = Counter(read=0, rows=0)
         duplicates, leaks = DuplicateIndex(self._stages.duplicates), self._leak_index()
+        apart = self._index_apart()
         sources = [
-            partial(self._source, origin, duplicates, leaks, counts) for origin in range(len(self._corpus.files))
+            partial(self._source, origin, duplicates, leaks, apart, counts) for origin in range(len(self._corpus.files))
         ]
         yield from interleave(sources, self._corpus.sources, self._mixing, self._seed)
         if not counts["rows"]:
@@ -110,7 +112,12 @@ class Stream:
             )
 
     def _source(
-        self, origin: int, duplicates: DuplicateIndex, leaks: LeakIndex | None, counts: Counter[str]
+        self,
+        origin: int,
+        duplicates: DuplicateIndex,
+        leaks: LeakIndex | None,
+        apart: LeakIndex | None,
+        counts: Counter[str],
     ) -> Iterator[Row]:
         files = self._corpus.files[origin].splits.get("train")
         chunks = files.chunks() if files else ()
@@ -121,6 +128,8 @@ class Stream:
                 keep = self._new(part, duplicates, rules)
                 if leaks is not None:
                     keep = _without_leaks(part, keep, leaks, self._stages.leaks.action == "drop", rules)
+                if apart is not None:
+                    _refuse_retained(part, keep, apart)
                 mask = keep[part.row_records] if len(part.row_records) else numpy.zeros(0, dtype=bool)
                 rows = part.rows.filter(pyarrow.array(mask))  # a copy: a row that is held holds no whole chunk
                 counts.update(
@@ -154,6 +163,18 @@ class Stream:
             index.add_evaluation(split, fingerprints, sources)
         return index
 
+    def _index_apart(self) -> LeakIndex | None:
+        if not self._stages.apart:
+            return None
+        index = LeakIndex(self._stages.leaks)
+        for name, fingerprints, sources in self._apart:
+            index.add_evaluation(name, fingerprints, sources)
+        return index
+
+    @cached_property
+    def _apart(self) -> list[tuple[str, Fingerprints, list[str]]]:
+        return list(self._corpus.apart())
+
     @cached_property
     def _judging(self) -> list[tuple[str, Fingerprints, list[str]]]:
         judging: list[tuple[str, Fingerprints, list[str]]] = [
@@ -177,10 +198,10 @@ class Stream:
                 )
         if corpus.format.stratify_by is not None:
             raise UserError("data.stratify_by: nothing is carved out of a stream, so nothing is spread; leave it out")
-        if self._stages.compare and self._stages.leaks.ngram is not None:
+        if (self._stages.compare or self._stages.apart) and self._stages.leaks.ngram is not None:
             raise UserError(
                 "data.leaks.ngram: which n-grams are too common to count only all of training tells, which a stream "
-                "does not know; set it to null, or data.leaks.action to ignore"
+                "does not know; set it to null, or data.leaks.action to ignore and leave data.retention out"
             )
         if len(corpus.sources) == 1:
             return
@@ -379,6 +400,18 @@ def _without_leaks(part: Part, keep: numpy.ndarray, index: LeakIndex, drop: bool
     kept = keep.copy()
     kept[places[met]] = False
     return kept
+
+
+def _refuse_retained(part: Part, keep: numpy.ndarray, index: LeakIndex) -> None:
+    """Refuses kept records that a retention set holds.
+
+    Raises:
+        UserError: There are more than is allowed.
+    """
+    assert part.fingerprints is not None
+    met = index.match_training(part.fingerprints.select(keep), [part.sources[p] for p in numpy.flatnonzero(keep)])
+    if len(met) and (refused := refusal(index.report())):
+        raise refused
 
 
 def _outline(source: SplitSource) -> str:

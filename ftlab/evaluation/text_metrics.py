@@ -184,6 +184,8 @@ METRICS: dict[str, Callable[[Texts, References], MetricScore]] = {
     "chrf": _chrf,
     "exact_match": _exact_match,
 }
+OF_A_CORPUS = frozenset({"bleu", "chrf"})
+"""Those that are no mean over records."""
 
 
 def _import(path: str) -> UserMetric:

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
-from ftlab.methods import Method
+from ftlab.methods import Method, base_of
 from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks, refuse_offloading
 from ftlab.modules.compiling import compile_blocks
 from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
@@ -160,6 +160,16 @@ class FinetuneModule(JudgedModule):
         """Names of the parameters that the method trains, as they stand in this module."""
         assert self.network is not None
         return {f"network.{name}" for name in self.method.trained(self.network)}
+
+    def of_base(self) -> FinetuneModule:
+        """One that judges the network as it was before the method saw it, as this one judges it."""
+        base = FinetuneModule(base_of(self.method), self.pretrained, decoding=self.decoding, metrics=[], seed=self.seed)
+        base.metrics = self.metrics
+        return base
+
+    def let_go(self) -> None:
+        """Forgets the network, whoever still holds the module."""
+        self.network, self.sharded, self._head = None, None, None
 
     # ---------------------------------------------------------------- training
 

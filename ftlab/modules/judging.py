@@ -73,18 +73,27 @@ class JudgedModule(pl.LightningModule):
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
         return self.head.summed_loss(_inputs(batch), batch["input_ids"].shape[1], batch["places"], batch["targets"])
 
+    def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Cross entropy in nats of each target, and to which row it belongs."""
+        length = batch["input_ids"].shape[1]
+        losses = self.head.losses(_inputs(batch), length, batch["places"], batch["targets"])
+        return losses, batch["places"] // length
+
     @property
     def keeps_losses(self) -> bool:
         """Whether the loss of each record is kept: where answers are judged, too, and the loss is this class's own."""
         own = type(self).summed_loss is JudgedModule.summed_loss
         return own and self.trainer.state.fn != TrainerFn.FITTING
 
+    def on_predict_start(self) -> None:
+        """As in validation."""
+        self.try_head()
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds the loss of a batch of rows, or the answers to a batch of prompts, to the tally."""
         if "labels" in batch and self.keeps_losses:
-            length = batch["input_ids"].shape[1]
-            losses = self.head.losses(_inputs(batch), length, batch["places"], batch["targets"])
-            self.tally.add_losses(losses, batch["places"] // length, batch["records"])
+            losses, rows = self._losses(batch)
+            self.tally.add_losses(losses, rows, batch["records"])
         elif "labels" in batch:
             self.tally.add_loss(self.summed_loss(batch), batch["target_tokens"])
         else:
@@ -95,8 +104,12 @@ class JudgedModule(pl.LightningModule):
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Adds the answers to a batch of prompts to the tally."""
-        self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
+        """Adds the answers to a batch of prompts to the tally; of rows, what each comes to."""
+        if "labels" in batch:
+            losses, rows = self._losses(batch)
+            self.tally.add_documents(dataloader_idx, batch["records"], losses, rows)
+        else:
+            self.tally.add_answers(batch["indices"], self._answers(batch, batch_idx))
 
     def _answers(self, batch: dict[str, Any], batch_idx: int) -> list[str]:
         return self.answers(batch, batch_idx * self.trainer.world_size + self.global_rank)

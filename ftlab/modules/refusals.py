@@ -87,6 +87,12 @@ def refuse_long_rows(network: nn.Module, pretrained: Network, data: FinetuneData
     virtual, context = virtual_tokens(network), pretrained.context_length()
     if not virtual or context is None:
         return
+    for kept in data.retained.sets:
+        if data.retained.window(kept) + virtual > context:
+            raise UserError(
+                f"{kept.key}: the method puts {virtual} tokens of its own before each window, and the network's "
+                f"context is {context}: set window to {context - virtual} or less"
+            )
     longest = data.encoder.max_length if data.streaming else int(data.rows("train").lengths.max())
     assert longest is not None  # the context, where nothing else is said
     if longest + virtual > context:

@@ -22,6 +22,8 @@ class Tally:
         self._targets = 0
         self.answers: dict[int, str] = {}
         """The answer to each record, by the record's index."""
+        self.documents: dict[tuple[int, str], tuple[float, int]] = {}
+        """Loss in nats and targets of each document of a loader, by the loader's number and where it stands."""
         self.texts: Scores | None = None
         self.losses: list[dict[str, Any]] = []
         """A line a row of the loss: `record`, where it stands; `loss` in nats, summed over its `tokens`."""
@@ -41,24 +43,42 @@ class Tally:
             rows: To which each target belongs, (targets,).
             records: Where each row's record stands.
         """
-        rows = rows.cpu()
-        sums = torch.zeros(len(records), dtype=torch.float64).index_add_(0, rows, losses.detach().cpu().double())
-        counts = torch.bincount(rows, minlength=len(records))
-        for record, loss, tokens in zip(records, sums.tolist(), counts.tolist(), strict=True):
+        sums, counts = _of_rows(losses, rows, len(records))
+        for record, loss, tokens in zip(records, sums, counts, strict=True):
             self.losses.append({"record": record, "loss": loss, "tokens": tokens})
-        self.add_loss(sums.sum(), len(losses))
+        self.add_loss(torch.tensor(sums, dtype=torch.float64).sum(), len(losses))
 
     def add_answers(self, indices: Sequence[int], answers: Sequence[str]) -> None:
         """Adds the answers to the records with these indices."""
         self.answers.update(zip(indices, answers, strict=True))
 
+    def add_documents(self, loader: int, sources: Sequence[str], losses: Tensor, rows: Tensor) -> None:
+        """Adds a batch of rows to the documents that they belong to.
+
+        Args:
+            loader: That gave them.
+            sources: Where the document of each row stands.
+            losses: In nats, (targets,).
+            rows: To which each target belongs, (targets,).
+        """
+        for source, loss, tokens in zip(sources, *_of_rows(losses, rows, len(sources)), strict=True):
+            self._add_document(loader, source, loss, tokens)
+
+    def _add_document(self, loader: int, source: str, loss: float, tokens: int) -> None:
+        before = self.documents.get((loader, source), (0.0, 0))
+        self.documents[loader, source] = (before[0] + loss, before[1] + tokens)
+
     def gather(self) -> None:
         """Brings together what the processes of a distributed run have."""
-        parts = gathered((float(self._loss), self._targets, self.answers, self.losses))
+        parts = gathered((float(self._loss), self._targets, self.answers, self.losses, self.documents))
         self._loss = sum(part[0] for part in parts)
         self._targets = sum(part[1] for part in parts)
         self.answers = {index: answer for part in parts for index, answer in part[2].items()}
         self.losses = sorted((line for part in parts for line in part[3]), key=lambda line: line["record"])
+        self.documents = {}
+        for part in parts:
+            for (loader, source), (nats, tokens) in part[4].items():
+                self._add_document(loader, source, nats, tokens)
 
     def score(self, records: Sequence[Record], metrics: Sequence[Metric]) -> None:
         """Scores the answers against the references of their records."""
@@ -78,3 +98,10 @@ class Tally:
             loss = float(self._loss) / self._targets
             scores |= {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         return scores | (self.texts.corpus if self.texts else {})
+
+
+def _of_rows(losses: Tensor, rows: Tensor, count: int) -> tuple[list[float], list[int]]:
+    """Losses in nats summed over the targets of each row, and how many these are; on the CPU, in a fixed order."""
+    rows = rows.cpu()
+    sums = torch.zeros(count, dtype=torch.float64).index_add_(0, rows, losses.detach().cpu().double())
+    return sums.tolist(), torch.bincount(rows, minlength=count).tolist()

@@ -8,6 +8,7 @@ runs/<experiment>/<run>/
   checkpoints/         last.ckpt and best.ckpt, each a link to a file whose name holds its digest
   model/               what the method saved: loads with transformers and peft alone
   predictions/*.jsonl  a line a record
+  retention/           what base and trained network come to on each document of a retention set
   scores.json          metric name to number
   slurm/               of a run that was submitted: what its jobs print, job.sh, job.json
 """

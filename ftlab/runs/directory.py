@@ -49,6 +49,14 @@ class Run:
         """Where the answers to the records of `split` are kept."""
         return self.directory / "predictions" / f"{split}.jsonl"
 
+    def retention(self, name: str) -> Path:
+        """Where is kept what base and trained network come to on each document of a retention set."""
+        return self.directory / "retention" / f"{name}.jsonl"
+
+    def retention_of_base(self, name: str, key: str) -> Path:
+        """Where is kept what the base comes to on a retention set, as it was when its hash was `key`."""
+        return self.directory / "retention" / "base" / f"{name}-{key}.json"
+
     @property
     def finished(self) -> bool:
         """Whether its training has come to its end."""
@@ -178,6 +186,7 @@ class Run:
             *self.directory.iterdir(),
             *self.directory.glob("checkpoints/.*"),
             *self.directory.glob("predictions/.*"),
+            *self.directory.glob("retention/**/.*"),
         ]:
             if _UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -247,7 +256,10 @@ class Run:
 
     def write_predictions(self, split: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Writes the answers to the records of `split`, a line each."""
-        path = self.predictions(split)
+        return self.write_lines(self.predictions(split), rows)
+
+    def write_lines(self, path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes a file of JSON lines."""
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return path
 

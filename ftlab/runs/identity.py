@@ -17,6 +17,7 @@ _NOT_PART_OF_A_RUN = (
     "trainer.enable_progress_bar",
     "model.network.trust_remote_code",
     "model.network.pickled_weights",
+    "data.retention",
     "data.workers",
     "data.preparation_workers",
     "data.cache",

@@ -131,6 +131,9 @@ def test_loss_and_gradients_are_those_of_all_logits(name: str) -> None:
     for without in (torch.no_grad, torch.inference_mode):
         with without():
             torch.testing.assert_close(by_head.summed_loss(inputs, LENGTH, places, targets), expected, **tolerance)
+            each = by_head.losses(inputs, LENGTH, places, targets)
+            log_p = logits.flatten(0, 1)[places].log_softmax(-1)
+            torch.testing.assert_close(each, -log_p[range(len(targets)), targets].detach(), **tolerance)
     assert "forward" not in vars(by_head._layer)  # as it was
 
 

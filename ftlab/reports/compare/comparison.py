@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ftlab.reports.compare.judged import (
 )
 from ftlab.runs.identity import flat
 
-_FORGETTING = "forgetting_"
+_FORGETTING = re.compile(r"retention_(.+)_loss_change")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Row:
         cost: What it cost.
         tuned: Values that were chosen.
         tried: Among how many.
-        forgetting: Scores of that kind, means over seeds, where runs have them.
+        forgetting: By retention set, how much its loss has risen, in nats a token; means over seeds.
     """
 
     name: str
@@ -332,9 +333,13 @@ def in_words(p: float) -> str:
 
 
 def _forgetting(group: Group) -> dict[str, float]:
-    names = [key for key in group.first.scores if key.startswith(_FORGETTING)]
-    known = [name for name in names if all(name in run.scores for run in group.runs)]
-    return {name: sum(run.scores[name] for run in group.runs) / len(group.runs) for name in known}
+    """How much the loss on each retention set has risen in training, in nats a token, of sets that all runs have."""
+    sets = {key: found[1] for key in group.first.scores if (found := _FORGETTING.fullmatch(key))}
+    known = {key: name for key, name in sets.items() if all(key in run.scores for run in group.runs)}
+    return {
+        f"forgetting {name}": sum(run.scores[key] for run in group.runs) / len(group.runs)
+        for key, name in known.items()
+    }
 
 
 def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statistics.Sample]) -> list[str]:
