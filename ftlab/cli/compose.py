@@ -10,7 +10,8 @@ are refused wherever they stand: a run keeps its configuration.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ftlab.runs.identity import flat
 from ftlab.runs.redaction import secret_in
 
 _FLAGS = ("-c", "--config")
+_HASH = re.compile(r"(?=.{7})\d+e\d+")
+"""As short as git gives them; a number is not written so."""
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
@@ -80,7 +83,27 @@ def _option(before: str, word: str) -> str:
 
 
 def _as_options(path: Path) -> list[str]:
-    return [word for part in _parts(path, ()) for word in ("--config", yaml.safe_dump(part, sort_keys=False))]
+    return [word for part in _parts(path, ()) for word in ("--config", as_text(part))]
+
+
+def as_text(config: Mapping[str, Any]) -> str:
+    """A configuration as jsonargparse reads it back.
+
+    Names that are hashes are quoted where all of their digits but one e are decimal: it would take 815e48999382 for a
+    number. PyYAML, which quotes what itself would take for one, needs a dot in it; so does not `lr: 1e-4`.
+    """
+    return yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes hashes that look like numbers."""
+
+
+def _represented(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _HASH.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _represented)
 
 
 def _parts(path: Path, above: tuple[Path, ...]) -> list[dict[str, Any]]:

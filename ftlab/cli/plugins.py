@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from ftlab.cli.compose import as_text
 from ftlab.methods.lookup import dotted_path
 
 _OPTIONS = tuple(f"--model.method{part}" for part in ("", ".class_path", ".help"))
@@ -41,4 +42,4 @@ def _of_config(text: str) -> str:
         model["method"] = dotted_path(said)
     elif isinstance(said, dict) and isinstance(said.get("class_path"), str):
         said["class_path"] = dotted_path(said["class_path"])
-    return yaml.safe_dump(config, sort_keys=False)
+    return as_text(config)

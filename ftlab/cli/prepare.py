@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from ftlab.cli import VERBS
-from ftlab.cli.compose import config_files, expand, experiment_name
+from ftlab.cli.compose import as_text, config_files, expand, experiment_name
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
@@ -105,7 +105,7 @@ def _of_data(arguments: Sequence[str]) -> Iterator[str]:
     take = False
     for argument in arguments:
         if take:
-            yield yaml.safe_dump(_data_of(yaml.safe_load(argument)), sort_keys=False)
+            yield as_text(_data_of(yaml.safe_load(argument)))
         else:
             yield argument.replace("--model.network.", "--data.network.", 1)
         take = argument == "--config"

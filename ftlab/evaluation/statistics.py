@@ -104,8 +104,11 @@ class Significance:
 
     @property
     def deciding(self) -> float | None:
-        """The one by which methods are told apart: over both; over records where there is one seed."""
-        return next((p for p in (self.both, self.randomisation, self.seeds) if p is not None), None)
+        """The one by which methods are told apart: over both, but no less than over records alone, where few records on
+        which they differ at all make variances say little; over records alone where there is one seed."""
+        if self.both is not None:
+            return max(self.both, self.randomisation or 0.0)
+        return self.randomisation if self.randomisation is not None else self.seeds
 
 
 @dataclass(frozen=True)

@@ -197,3 +197,16 @@ def test_a_misspelt_key_is_refused_with_the_nearest(
 def test_a_misspelt_key_in_a_file(text: str, sentence: str, workplace: Path, refused: Callable[..., str]) -> None:
     write(workplace, {"over.yaml": f"include: [tiny.yaml]\n{text}\n"})
     assert refused("fit", "-c", "over.yaml").startswith(sentence)
+
+
+@pytest.mark.parametrize("name", ["815e48999382", "1234e567", "12345678"])
+def test_a_hash_that_looks_like_a_number_is_a_name(name: str, workplace: Path, ftlab: Callable[..., Any]) -> None:
+    """As one hash in seventy does, of eight digits."""
+    Path("named.yaml").write_text(
+        f"include: [tiny.yaml]\nrun: {{name: '{name}'}}\nmodel: {{optimizer: {{lr: 1e-4}}}}\n"
+    )
+    answer = ftlab("fit", "-c", "named.yaml", "--print_config")
+    assert answer.code == 0
+    config = yaml.safe_load(answer.out)
+    assert config["run"]["name"] == name
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 1e-4

@@ -216,6 +216,18 @@ def test_one_seed_says_nothing_of_others() -> None:
 # ---------------------------------------------------------------- over both
 
 
+def test_two_records_on_which_methods_differ_tell_nothing() -> None:
+    """Variances would have it a difference; that both fall to the same side is a matter of two throws of a coin."""
+    rows = numpy.tile(numpy.linspace(0, 100, 40), (3, 1))
+    other = rows.copy()
+    other[:, 3:5] += [[40.0, 41], [41, 40], [40, 40]]
+    found = significance(of_scores(other.tolist()), of_scores(rows.tolist()), mean)
+    assert found.both is not None
+    assert found.both < 0.25
+    assert found.randomisation == pytest.approx(0.5, abs=0.02)
+    assert found.deciding == found.randomisation
+
+
 def test_over_both_is_the_quasi_f_of_an_analysis_of_variance() -> None:
     scores = crossed(numpy.random.default_rng(0), 4, 60, seed=2, record=5, single=6)[0]
     seeds, records = scores.shape
