@@ -47,7 +47,6 @@ _NO_ROWS = {
     "progress",
     "remainder",
     "retained",
-    "retention",
     "samplers",
     "streaming",
     "training",

@@ -8,6 +8,6 @@ from ftlab.methods.lora import LoRA
 from ftlab.methods.peft import Peft
 from ftlab.methods.qlora import QLoRA
 from ftlab.methods.xlora import XLoRA
-from ftlab.methods.zero_shot import ZeroShot, base_of
+from ftlab.methods.zero_shot import ZeroShot
 
-__all__ = ["LISA", "AdaLoRA", "Full", "LoRA", "Method", "Peft", "QLoRA", "XLoRA", "ZeroShot", "base_of"]
+__all__ = ["LISA", "AdaLoRA", "Full", "LoRA", "Method", "Peft", "QLoRA", "XLoRA", "ZeroShot"]

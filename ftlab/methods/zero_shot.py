@@ -14,15 +14,6 @@ from ftlab.methods.belonging import Base, check_base
 from ftlab.networks import base_kind, dequantised
 
 
-def base_of(method: Method) -> Method:
-    """The network as `method` finds it, held in the same bits, and nothing of the method's: what forgetting is measured
-    from. Switching adapters off would leave what some of them have taken out of the base."""
-    base = ZeroShot()
-    base.quantization = method.quantization
-    base.bases = ZeroShot.bases | method.bases
-    return base
-
-
 class ZeroShot(Method):
     """The pretrained network as it is."""
 

@@ -15,7 +15,8 @@ from torch.optim import AdamW, Optimizer
 from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
-from ftlab.methods import Method, base_of
+from ftlab.methods import Method
+from ftlab.methods.untouched import base_of
 from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks, refuse_offloading
 from ftlab.modules.compiling import compile_blocks
 from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there

@@ -11,6 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftlab.data import FinetuneData
+from ftlab.data.retention import RetentionSet
+from ftlab.networks import Network
+
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "ftlab" / "assets"
 NETWORK = ASSETS / "network"
@@ -156,3 +160,25 @@ def test_network_is_small_and_really_pretrained(script, world, tokenizer):
         ]
     assert losses[0] < losses[1] / 3
     assert script.answer_accuracy(pretrained, tokenizer, conversations=30) > 0.9
+
+
+def test_what_is_kept_of_the_corpus_is_what_the_script_writes(script, tokenizer, tmp_path):
+    script.write_held_out(tmp_path, tokenizer)
+    there = (ASSETS / "retention" / "corpus.jsonl").read_bytes()
+    assert (tmp_path / "corpus.jsonl").read_bytes() == there
+    assert len(there.splitlines()) == 2 * script.HELD_OUT
+
+
+def test_the_network_has_not_seen_it_and_the_task_does_not_train_on_it(corpus):
+    lines = (ASSETS / "retention" / "corpus.jsonl").read_text("utf-8").splitlines()
+    texts = [re.split(r"<\|\w+\|>", json.loads(line)["text"]) for line in lines]
+    told = [max(parts, key=len) for parts in texts]  # without the questions that many share
+    assert not any(text in corpus for text in told)
+    data = FinetuneData(
+        Network(str(NETWORK)),
+        str(ASSETS / "data"),
+        prompt="{dialogue}",
+        response="{summary}",
+        retention=[RetentionSet("demo", str(ASSETS / "retention" / "corpus.jsonl"))],
+    )
+    assert data.prepared.size("train") == 3000  # or it would have been refused
