@@ -26,9 +26,11 @@ class SampleAnswers(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raises:
-        UserError: The network is in shards, whose processes answer together in test alone.
+        UserError: The network is in shards, whose processes answer together in test alone, or nothing is asked.
         """
         assert isinstance(pl_module, FinetuneModule)
+        if pl_module.data.has_split("validation") and not pl_module.data.records("validation"):
+            raise UserError("wandb.samples: running text asks nothing that could be answered: set it to 0")
         if pl_module.sharded:
             raise UserError("wandb.samples: a network in shards answers in ftlab test alone: set it to 0")
 

@@ -223,9 +223,9 @@ class Experiment(LightningCLI):
             self.session = session
             self.trainer.loggers = [*self.trainer.loggers, logger_of(session)]
             if options.samples:
-                self.trainer.callbacks.append(  # type: ignore[attr-defined]
-                    SampleAnswers(options.samples, partial(tell_samples, session))
-                )
+                samples = SampleAnswers(options.samples, partial(tell_samples, session))
+                # before the one that takes the time of training, which goes on when validation has ended
+                self.trainer.callbacks.insert(0, samples)  # type: ignore[attr-defined]
 
     def instantiate_classes(self) -> None:
         """As in Lightning; the data then knows how long answers get."""

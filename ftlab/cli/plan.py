@@ -75,7 +75,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 def _plans(choices: Sequence[Choice], rest: Sequence[str], device: Device) -> Iterator[tuple[Choice, Unopened, Plan]]:
     for choice in choices:
-        experiment = Unopened(_with_method(rest, choice.method))
+        said = [] if choice.checkpointing is None else ["--model.gradient_checkpointing", "false"]  # which may be auto
+        experiment = Unopened([*_with_method(rest, choice.method), *said])
         method, network = experiment.model.method, experiment.model.pretrained
         kind = method.quantization.kind if method.quantization else base_kind(shape_of(network))
         refuse_base(method, kind, network.path)
@@ -127,17 +128,17 @@ def _tell(experiment: Unopened, found: Plan) -> int:
     )
     if found.fits:
         return 0
-    print(f"ftlab: {does_not_fit(found)}", file=sys.stderr)
+    print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
     return 1
 
 
-def does_not_fit(found: Plan) -> str:
-    """Says what would fit instead."""
+def does_not_fit(found: Plan, compiled: bool = False) -> str:
+    """Says what would fit instead; selective checkpointing is not for blocks that are compiled."""
     step, device = found.step, found.device
     ways = []
     if found.largest:
         ways.append(f"micro-batches of {found.largest} rows (data.batch_size, trainer.accumulate_grad_batches)")
-    order = ways_on(device)
+    order = [way for way in ways_on(device) if way == step.checkpointing or not (compiled and way == "selective")]
     for way in order[order.index(step.checkpointing) + 1 :]:
         again = plan(replace(step, checkpointing=way, counted=False), device, found.processes)
         if again.largest:

@@ -32,12 +32,17 @@ class Retention:
     def _data(self) -> RetentionData:
         return self._experiment.datamodule.retained
 
+    def refuse(self) -> None:
+        """Refuses sets that cannot be measured, before anything is begun."""
+        if self._experiment.datamodule.retention:
+            _ = self._data.documents
+
     def before(self) -> None:
         """Has what the base comes to: as the run keeps it, or measured now. To be called while no other network is in
         memory."""
         if not self._experiment.datamodule.retention:
             return
-        _ = self._data.documents  # refuses what cannot be measured
+        self.refuse()
         files = {name: self._experiment.run.retention_of_base(name, self._key(name)) for name in self._data.names}
         kept = {name: _read(file) for name, file in files.items()}
         left = [name for name, found in kept.items() if found is None]

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -57,11 +58,12 @@ def fit(experiment: Experiment) -> None:
             return
         experiment.datamodule.setup("fit")
         _say_what_trains(experiment)
+        retention = Retention(experiment)
+        retention.refuse()
         experiment.log_to_wandb()
         begin = experiment.checkpoint_to_go_on_from() if module.method.trains else None
         if trainer.is_global_zero:
             run.begin(facts(experiment), session(experiment, begin))
-        retention = Retention(experiment)
         retention.before()
         started = time.perf_counter()
         if module.method.trains:
@@ -69,42 +71,39 @@ def fit(experiment: Experiment) -> None:
         else:
             trainer.validate(module, experiment.datamodule, verbose=False)
             ModelWriter(run).on_fit_end(trainer, module)
-        if trainer.is_global_zero:
-            _end(experiment, time.perf_counter() - started)
-        if experiment.datamodule.retention:
-            kept = retention.after(experiment.trained_checkpoint())
-            if trainer.is_global_zero:
-                retention.keep(kept)
+        judged = next(iter(experiment.checkpoints.best.values()), trainer.callback_metrics)
+        scores = {"val_loss": float(judged["val_loss"])} if "val_loss" in judged else {}
+        cost = _cost(experiment, time.perf_counter() - started) if trainer.is_global_zero else {}
+        kept = retention.after(experiment.trained_checkpoint()) if experiment.datamodule.retention else {}
+        if not trainer.is_global_zero:
+            return
+        if scores:
+            run.add_scores(scores)
+        retention.keep(kept)
+        run.end("finished", cost=cost, data=experiment.datamodule.summary(), model=run.model_digests())
+        trained, total = cost["trainable_parameters"], cost["parameters"]
+        _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
         if experiment.session:
             conclude(experiment.session, experiment.config_init["wandb"], run)
 
 
-def _end(experiment: Experiment, seconds: float) -> None:
-    """Notes that the run has come to its end, and what it cost."""
+def _cost(experiment: Experiment, seconds: float) -> dict[str, Any]:
+    """What training took."""
     run, module, trainer = experiment.run, experiment.model, experiment.trainer
-    judged = next(iter(experiment.checkpoints.best.values()), trainer.callback_metrics)
-    if "val_loss" in judged:
-        run.add_scores({"val_loss": float(judged["val_loss"])})
     assert module.network is not None
     trained, total = count_parameters(module.network, module.method.trained(module.network))
-    run.end(
-        "finished",
-        cost={
-            "trainable_parameters": trained,
-            "parameters": total,
-            "model_bytes": sum(file.stat().st_size for file in files_under(run.model)),
-            "seconds": round(seconds, 3),
-            "training_seconds": round(experiment.throughput.seconds, 3),
-            "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
-            "supervised_tokens": experiment.throughput.supervised,
-            "total_tokens": experiment.throughput.total,
-            **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
-            **({"in_shards": module.sharded.what} if module.sharded else {}),
-        },
-        data=experiment.datamodule.summary(),
-        model=run.model_digests(),
-    )
-    _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
+    return {
+        "trainable_parameters": trained,
+        "parameters": total,
+        "model_bytes": sum(file.stat().st_size for file in files_under(run.model)),
+        "seconds": round(seconds, 3),
+        "training_seconds": round(experiment.throughput.seconds, 3),
+        "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
+        "supervised_tokens": experiment.throughput.supervised,
+        "total_tokens": experiment.throughput.total,
+        **({} if experiment.throughput.joules is None else {"joules": round(experiment.throughput.joules, 1)}),
+        **({"in_shards": module.sharded.what} if module.sharded else {}),
+    }
 
 
 def _say_what_trains(experiment: Experiment) -> None:
@@ -207,12 +206,12 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Ret
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
     scores |= retention.keep(kept, suffix)
-    if not suffix:
-        tell_scores(experiment.config_init["wandb"], run, experiment.resolved(), split)
     table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)  # not rich.print: Lightning's bar moves that to standard error
+    if not suffix:
+        tell_scores(experiment.config_init["wandb"], run, split)
 
 
 def _suffix_of_other_scores(experiment: Experiment) -> str:

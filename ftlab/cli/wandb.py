@@ -33,8 +33,7 @@ class WandbOptions:
         job_type: What the run is for, such as sweep.
         tags: Tags of the run.
         notes: What the run is about, in words.
-        samples: Validation prompts whose answers go into a table at each validation; the time that they take is the
-            training's.
+        samples: Validation prompts whose answers go into a table at each validation.
         log_model: Whether the saved model becomes an artifact when training has come to its end: none, best (`model/`),
             or all (the kept checkpoints, too).
         log_predictions: Whether `ftlab test` and `ftlab validate` make an artifact of the answers.

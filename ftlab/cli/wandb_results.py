@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ftlab.cli.wandb import WandbOptions, open_session
+from ftlab.errors import one_line
 from ftlab.runs import Run
 from ftlab.runs.files import read_json
 
@@ -30,31 +33,47 @@ def conclude(session: Session, options: WandbOptions, run: Run) -> None:
         options: Which say what of it.
         run: Has come to its end.
     """
-    session.summary.update({**_scores(run), "cost": run.record()["cost"]})
-    if options.log_model != "none":
-        _take_inputs(session, run)
-        session.log_artifact(_artifact(run, "model", "model"), aliases=["best"])
-    if options.log_model == "all":
-        session.log_artifact(_artifact(run, "checkpoints", "checkpoint"))
-    session.finish()
+    with _whatever_becomes_of_it():
+        try:
+            session.summary.update({**_scores(run), "cost": run.record()["cost"]})
+            if options.log_model != "none":
+                _take_inputs(session, run)
+                session.log_artifact(_artifact(run, "model", "model"), aliases=["best"])
+            if options.log_model == "all":
+                session.log_artifact(_artifact(run, "checkpoints", "checkpoint"))
+        finally:
+            session.finish()
 
 
-def tell_scores(options: WandbOptions, run: Run, config: Mapping[str, Any], split: str) -> None:
+def tell_scores(options: WandbOptions, run: Run, split: str) -> None:
     """Gives the scores of a run to its W&B run, which it must have had in training, and the answers.
 
     Args:
         options: Which say whether.
         run: Has been scored.
-        config: Of the experiment.
         split: test or validation.
     """
-    if "wandb_id" not in run.record() or (session := open_session(options, run, config)) is None:
+    if "wandb_id" not in run.record():
         return
-    session.summary.update(_scores(run))
-    if options.log_predictions and run.predictions(split).is_file():
-        _take_inputs(session, run)
-        session.log_artifact(_artifact(run, f"predictions/{split}.jsonl", "predictions"))
-    session.finish()
+    with _whatever_becomes_of_it():
+        if (session := open_session(options, run, run.configuration())) is None:
+            return
+        try:
+            session.summary.update(_scores(run))
+            if options.log_predictions and run.predictions(split).is_file():
+                _take_inputs(session, run)
+                session.log_artifact(_artifact(run, f"predictions/{split}.jsonl", "predictions"))
+        finally:
+            session.finish()
+
+
+@contextlib.contextmanager
+def _whatever_becomes_of_it() -> Iterator[None]:
+    """The run's own files hold all of it: a server that cannot be reached is told of, and stops nothing."""
+    try:
+        yield
+    except Exception as error:
+        print(f"ftlab: W&B has not been told all of it ({one_line(error)}); the run's files have it", file=sys.stderr)
 
 
 def _scores(run: Run) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _artifact(run: Run, part: str, kind: str) -> Artifact:
     experiment, name = run.directory.parent.name, run.directory.name
     record = run.record()
     metadata = {"scores": _scores(run), "fingerprints": record.get("fingerprints"), "git": record.get("git")}
-    made = wandb.Artifact(f"{experiment}-{name}-{kind}", type=kind, metadata=metadata)
+    made = wandb.Artifact(f"{experiment}-{name}-{kind}"[-128:], type=kind, metadata=metadata)
     place = run.directory / part
     if place.is_dir():
         made.add_dir(str(place))

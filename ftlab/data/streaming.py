@@ -81,7 +81,8 @@ class Stream:
         """A hash of what decides the rows, as `Corpus.key`, but of files' names and sizes alone: their contents would
         have to be read first."""
         mixed = [asdict(self._mixing), [(source.weight, source.epochs) for source in self._corpus.sources]]
-        return key_of([self._corpus.key(self._encoder, _outline), mixed])
+        trained = replace(self._corpus, retention=())  # what is only measured decides no row
+        return key_of([trained.key(self._encoder, _outline), mixed])
 
     @property
     def summary(self) -> dict[str, Any]:

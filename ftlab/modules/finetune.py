@@ -139,7 +139,8 @@ class FinetuneModule(JudgedModule):
         refuse_strategy(self.trainer.strategy, self.method, self.pretrained)
         torch.manual_seed(self.seed)  # new weights do not depend on what was drawn before
         quantization, device = self.method.quantization, self.trainer.strategy.root_device
-        refuse_offloading(self.gradient_checkpointing, device)
+        if fitting:
+            refuse_offloading(self.gradient_checkpointing, device)
         if isinstance(self.trainer.strategy, FSDPStrategy) and not quantization:
             device = torch.device("cpu")  # that of the process need not hold it whole
         with device:  # Lightning has set that of the process, which would go before what is said here

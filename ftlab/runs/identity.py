@@ -22,6 +22,8 @@ _NOT_PART_OF_A_RUN = (
     "data.preparation_workers",
     "data.cache",
 )
+# Keys that came later, and the values by which nothing is other than before: runs without them are the same runs.
+_AS_BEFORE = {"model.compile": False, "data.micro_batch": None}
 # But this: it says which weights are kept.
 _PART_OF_A_RUN = ("run.checkpoints.best_by", "run.checkpoints.best_is")
 
@@ -31,7 +33,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flat(config).items()
-        if key in _PART_OF_A_RUN or not any(key == name or key.startswith(f"{name}.") for name in _NOT_PART_OF_A_RUN)
+        if not (key in _AS_BEFORE and value == _AS_BEFORE[key])
+        and (key in _PART_OF_A_RUN or not any(key == name or key.startswith(f"{name}.") for name in _NOT_PART_OF_A_RUN))
     }
 
 
