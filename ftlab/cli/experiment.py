@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -50,9 +50,6 @@ from ftlab.modules.activations import GradientCheckpointing
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
-if TYPE_CHECKING:
-    from wandb import Run as Session
-
 _MORE = {"fit": f".\n\n{ON_SLURM}", "test": f".\n\n{HARNESS}"}
 
 
@@ -87,7 +84,7 @@ class Experiment(LightningCLI):
     model: FinetuneModule
     datamodule: FinetuneData
 
-    session: Session | None = None
+    session: Any = None
     """W&B's run, while it is trained."""
 
     def __init__(self, arguments: Sequence[str], verb: str = "fit") -> None:

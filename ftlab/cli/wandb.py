@@ -18,7 +18,9 @@ from ftlab.runs import Run
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
-    from wandb import Run as Session
+
+Session = Any
+"""wandb.Run: jsonargparse would import W&B to look at it."""
 
 
 @dataclass

@@ -52,7 +52,7 @@ def test_in_judging(
     ]
     assert main(["fit", *command]) == 0
     capfd.readouterr()
-    loss = "ftlab.modules.judging.JudgedModule.summed_loss"
+    loss = "ftlab.modules.judging.JudgedModule._losses"
     monkeypatch.setattr("ftlab.modules.judging.generate" if "answers" in doing else loss, lambda *_: impossible())
     assert main([verb, *command]) == 1
     said = capfd.readouterr().err

@@ -135,7 +135,7 @@ def _axes(across: str, up: str, height: float = 3.4) -> Iterator[tuple[Axes, Str
 
     The figure is as wide as a telephone, so that its letters are of the page's size there.
     """
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
     image = StringIO()
@@ -145,7 +145,7 @@ def _axes(across: str, up: str, height: float = 3.4) -> Iterator[tuple[Axes, Str
         "font.size": 10,
         "font.family": "sans-serif",
     }
-    with matplotlib.rc_context(options):
+    with style.context(["default", options]):  # whatever else has drawn in this process
         figure = Figure(figsize=(5.0, height), layout="constrained")
         axes = figure.add_subplot()
         axes.grid(color=_GRID, alpha=0.4, linewidth=0.6)
