@@ -73,6 +73,7 @@ class Peft(Method):
         check_targets(config, network)
         keep_tied(config, network)
         self._base = Base.of(network)
+        layers = linear_layers(network)  # before peft puts some of its own in their places
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Invalid `")  # OFT: it would take another block size
@@ -81,7 +82,7 @@ class Peft(Method):
             raise
         except Exception as error:  # peft says with whatever comes what it cannot do
             has_targets = hasattr(config, "target_modules") and not isinstance(config, peft.TrainableTokensConfig)
-            hint = f"; its linear layers are {', '.join(linear_layers(network))}" if has_targets else ""
+            hint = f"; its linear layers are {', '.join(layers)}" if has_targets else ""
             raise UserError(
                 f"method: {type(config).__name__} cannot adapt {type(network).__name__} ({one_line(error)}){hint}"
             ) from error

@@ -60,6 +60,17 @@ def test_a_rank_above_the_layers_is_refused_of_others_than_lora(network: Network
         Peft(config).adapt(network.model())
 
 
+def test_the_layers_that_are_told_are_the_networks_own(network: Network) -> None:
+    """64 goes into the width of the layers that are adapted first, and not into that of down_proj, 96."""
+    config = peft.BOFTConfig(boft_block_size=64, target_modules=["q_proj", "down_proj"])
+    with pytest.raises(UserError, match=r"must be divisible") as refused:
+        Peft(config).adapt(network.model())
+    _, _, told = str(refused.value).partition("its linear layers are ")
+    assert set(told.split(", ")) == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+    }
+
+
 def test_a_size_that_is_no_rank_may_be_larger(network: Network) -> None:
     Peft(peft.VeraConfig(r=256, target_modules=["q_proj"])).adapt(network.model())
 
