@@ -145,7 +145,7 @@ FORMS = {
             ),
             "wide": Case(
                 "a Llama of width 512 with random weights (49 M), LoRA, 4 rows a step",
-                *("llama-512", "t0_mix", (*EQUAL, "ftlab:pack", "trl:pack")),
+                *("llama-512", "t0_mix", (*EQUAL, "ftlab:compile", "ftlab:pack", "trl:pack")),
                 {"length": 1024, "batch_size": 4, "warm": 1, "steps": 4},
             ),
         },

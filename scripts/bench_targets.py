@@ -129,15 +129,15 @@ def _of_training(part: str, figures: Figures) -> Iterator[Target]:
 
     if {"bare", "ftlab"} <= arms.keys():
         why = lacking("bare", "ftlab")
-        step = 0.0 if why else statistics.median(arms["bare"]["turns"]["ms"])
-        if why or step >= STEP:
+        step = 0.0 if lacking("bare") else statistics.median(arms["bare"]["turns"]["ms"])
+        if step >= STEP or lacking("bare"):
             more = tuple(ratio - 1 for ratio in paired("ftlab", "bare", "ms"))
             name = f"time over a bare loop, {step:.0f} ms a step"
             yield Target(name, part, 0.03, True, more, "%", lacking=why)
         else:
-            both = zip(*(arms[arm]["turns"]["ms"] for arm in ("ftlab", "bare")), strict=True)
+            both = zip(*(arms[arm]["turns"]["ms"] for arm in ("ftlab", "bare")), strict=True) if not why else ()
             name = f"time over a bare loop, {step:.0f} ms a step"
-            yield Target(name, part, 1.0, True, tuple(mine - other for mine, other in both), "ms")
+            yield Target(name, part, 1.0, True, tuple(mine - other for mine, other in both), "ms", lacking=why)
     for peer, named in (("hf", "HF Trainer and PEFT"), ("trl", "TRL")):
         if {peer, "ftlab"} <= arms.keys():
             why, values = lacking(peer, "ftlab"), paired("ftlab", peer, "tokens/s")

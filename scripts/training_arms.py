@@ -76,7 +76,7 @@ def ftlab(work: Work, scratch: Path, told: Set[str]) -> None:
                 "class_path": "torch.optim.AdamW",
                 "init_args": {"lr": work.rate, "weight_decay": 0.0, "fused": True},
             },
-            "schedule": {"class_path": "ftlab.modules.Constant"},
+            "schedule": {"class_path": "ftlab.modules.Constant", "init_args": {"warmup": 0}},
             **({"compile": True} if "compile" in told else {}),
         },
         "run": {"root": str(scratch), "name": "run"},
