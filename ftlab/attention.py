@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -79,6 +79,9 @@ def attention_by_sample(
     query, key, value = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if _kernel_fits(query, value, dropout):
         found = _by_kernel(query, key, value, attention_mask.flatten(), length, scale)
+    elif torch.compiler.is_compiling() and query.device.type == "cpu" and not dropout:
+        dtype = _computed_in(query)
+        found = _as_one(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask.flatten(), scale)[0]
     else:
         found = _one_by_one(query, key, value, attention_mask, dropout, scale)
     return found.unflatten(0, (rows, length)), None
@@ -87,18 +90,15 @@ def attention_by_sample(
 _ELSEWHERE = ("softcap", "s_aux", "position_bias", "cache", "sliding_window")
 
 
-@torch.compiler.disable  # how many samples there are is another number in each batch
+@torch.compiler.disable  # on how many samples there are its operations depend
 def _one_by_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float, scale: float | None) -> Tensor:
     """Of (tokens, heads, width) each."""
-    lengths = list(getattr(mask, "lengths", None) or mask.flatten().diff().tolist())
-    lengths[-1] += len(query) - sum(lengths)  # of an example that code is made at: its bounds are all zero
     options: dict[str, Any] = {"dropout_p": dropout, "scale": scale, "is_causal": True}
     if query.shape[1] != key.shape[1]:
         options["enable_gqa"] = True
     found = [
-        scaled_dot_product_attention(*(part.transpose(0, 1)[None] for part in parts), **options)[0].transpose(0, 1)
-        for parts in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True)
-        if len(parts[0])
+        scaled_dot_product_attention(q, k, v, **options)[0].transpose(0, 1)
+        for q, k, v in _samples(mask, query, key, value)
     ]
     return torch.cat(found)
 
@@ -119,6 +119,78 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longes
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))  # rotations may have left them wider
     options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
     return _VARLEN(query, key, value, bounds, bounds, longest, longest, **options)
+
+
+@torch.library.custom_op("ftlab::attend_by_sample", mutates_args=())
+def _as_one(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, scale: float | None) -> tuple[Tensor, Tensor]:
+    """`_one_by_one` as torch.compile can keep it in the midst of its code: on a CPU, without dropout.
+
+    Returns:
+        What it comes to, and the logarithms of the sums of exponentials, (heads, tokens).
+    """
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found = [kernel(*parts, 0.0, True, scale=scale) for parts in _samples(bounds, query, key, value)]
+    return torch.cat([out[0].transpose(0, 1) for out, _ in found]), torch.cat([sums[0] for _, sums in found], 1)
+
+
+@_as_one.register_fake
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_empty(query.shape), query.new_empty(query.shape[1], query.shape[0], dtype=sums)
+
+
+@torch.library.custom_op("ftlab::attend_by_sample_backward", mutates_args=())
+def _as_one_backward(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    of_sums = (part[0, :, :, 0] for (part,) in _samples(bounds, sums.T[:, :, None]))
+    found = [
+        kernel(*parts, of_sample[None].contiguous(), 0.0, True, scale=scale)
+        for parts, of_sample in zip(_samples(bounds, upstream, query, key, value, out), of_sums, strict=True)
+    ]
+    of_query, of_key, of_value = (
+        torch.cat([part[0].transpose(0, 1) for part in each]) for each in zip(*found, strict=True)
+    )
+    return of_query, of_key, of_value
+
+
+@_as_one_backward.register_fake
+def _(upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (query, key, value))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, bounds, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output, bounds)
+
+
+def _back(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_as_one_backward(upstream, *ctx.saved_tensors, ctx.scale), None, None
+
+
+_as_one.register_autograd(_back, setup_context=_keep)
+
+
+def _samples(mask: Tensor, *flat: Tensor) -> Iterator[list[Tensor]]:
+    """Of each sample its part of these (tokens, heads, width), as (1, heads, its tokens, width)."""
+    for parts in zip(*(tensor.split(_lengths(mask, len(tensor))) for tensor in flat), strict=True):
+        if len(parts[0]):
+            yield [part.transpose(0, 1)[None] for part in parts]
+
+
+def _lengths(mask: Tensor, tokens: int) -> list[int]:
+    """Of the samples; the last has what is left, where code is made at an example, whose bounds are all zero."""
+    lengths = list(getattr(mask, "lengths", None) or mask.flatten().diff().tolist())
+    lengths[-1] += tokens - sum(lengths)
+    return lengths
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:

@@ -85,6 +85,24 @@ def test_what_it_does_not_compute_is_refused() -> None:
         attention_by_sample(nn.Identity(), query, key, value, mask_of(BOUNDS, CPU), softcap=30.0)
 
 
+@pytest.mark.parametrize("bounds", [BOUNDS, [0, 0, 0, 0]], ids=["a pack", "an example's"])
+def test_code_that_torch_makes_has_it_as_one_operation(bounds: list[int]) -> None:
+    torch.manual_seed(0)
+    inputs = drawn(HEADS), drawn(KEYS), drawn(KEYS)
+    mask = mask_of(bounds, CPU)
+
+    def weighed(*inputs: Tensor) -> Tensor:
+        return attention_by_sample(nn.Identity(), *inputs, mask, scaling=0.3)[0].square()
+
+    expected = weighed(*inputs)
+    with torch._dynamo.config.patch(specialize_float=True):
+        found = torch.compile(weighed, backend="aot_eager", fullgraph=True, dynamic=True)(*inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    ours = torch.autograd.grad(found.sum(), inputs)
+    for one, other in zip(ours, torch.autograd.grad(expected.sum(), inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def opened(config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
