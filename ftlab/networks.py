@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ftlab.attention import PACKED, SDPA, unfit
 from ftlab.errors import UserError, out_of_memory
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -89,7 +90,9 @@ class Network:
         revision: Branch, tag or commit on the hub.
         dtype: Type of the weights in memory. For full fine-tuning keep float32 and set `trainer.precision`;
             a frozen base may be bfloat16.
-        attention: Attention kernel, as transformers names it (sdpa, flash_attention_2, flex_attention, eager).
+        attention: Attention kernel, as transformers names it (sdpa, flash_attention_2, flex_attention, eager); or
+            packed: each sample of a pack by itself, all else by sdpa. By default transformers' own, but packed for
+            packs where the network is fit for it.
         random_weights: Take the architecture alone, with freshly drawn weights: the control that shows what
             pretraining is worth.
         trust_remote_code: Run the Python files that come with the network or its tokenizer, or a kernel from the hub
@@ -143,14 +146,15 @@ class Network:
                     "(trust_remote_code: true, --model.network.trust_remote_code), or name a kernel of transformers, "
                     "such as sdpa"
                 )
-            options["attn_implementation"] = self.attention
+            options["attn_implementation"] = SDPA if self.attention == PACKED else self.attention
         if self.random_weights:
             if quantization or kind != "full":
                 raise UserError(
                     "network.random_weights cannot be quantised: choose a method with a full-precision base"
                 )
             trusted = self.trust_remote_code
-            return AutoModelForCausalLM.from_config(self.config(), trust_remote_code=trusted, **options)
+            drawn = AutoModelForCausalLM.from_config(self.config(), trust_remote_code=trusted, **options)
+            return self._attending(drawn)
         if kind != "full":
             self._check_readable(kind, quantization)
         if quantization:
@@ -162,6 +166,16 @@ class Network:
         if loading["missing_keys"]:  # transformers draws them at random and warns
             raise UserError(self._lacking(sorted(loading["missing_keys"]), kind))
         _keep_packing(model)
+        return self._attending(model)
+
+    def _attending(self, model: PreTrainedModel) -> PreTrainedModel:
+        """By the attention of our own, where that is asked for."""
+        if self.attention == PACKED:
+            if why := unfit(model):
+                raise UserError(
+                    f"network.attention {PACKED}: {type(model).__name__} is not fit for it, as {why}: take {SDPA}"
+                )
+            model.set_attn_implementation(PACKED)
         return model
 
     def _check_readable(self, kind: str, quantization: Quantization | None) -> None:

@@ -114,7 +114,9 @@ def _packing(part: dict[str, Any]) -> list[str]:
     told = part["figures"]
     lines = [f"{told['records']} records in {told['packs']} packs beside padded batches; relative difference:", ""]
     lines += ["| samples in packs | summed loss | gradient of all weights |", "|---|---:|---:|"]
-    lines += [f"| {what} | {told[what]['loss']:.1e} | {told[what]['gradient']:.1e} |" for what in COMPARED]
+    lines += [
+        f"| {what} | {told[what]['loss']:.1e} | {told[what]['gradient']:.1e} |" for what in COMPARED if what in told
+    ]
     replaced = f"With {told['replaced']:,} tokens of every second sample replaced, logits of the others change by "
     return [*lines, "", f"{replaced}{told['seen']}."]
 

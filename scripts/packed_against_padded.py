@@ -4,7 +4,7 @@ a pack sees another.
 `scripts/benchmark.py packing` runs it. Told are the relative difference of the summed loss and, over all weights, of
 the gradient, with packs in the order they come and with their samples turned round, in float32 and in float64; how far
 float32 itself is from float64, on padded batches; and by how much the logits of every second sample change when all
-others are replaced by other tokens.
+others are replaced by other tokens. Samples are computed one by one, as `ftlab fit` does by itself, and once by a mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from benching import ASSETS, data_module
 
 ROWS = 64
 ORDERS = ("as they come", "turned round")
-COMPARED = (*ORDERS, *(f"{order}, float64" for order in ORDERS), "float32 beside float64, padded")
+MASKED = "by a mask"
+COMPARED = (*ORDERS, MASKED, *(f"{order}, float64" for order in ORDERS), "float32 beside float64, padded")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,7 @@ def compare(path: str, file: Path, length: int) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from ftlab.attention import PACKED, SDPA
     from ftlab.data.collators import PackCollator, PadCollator
     from ftlab.data.packing import best_fit
 
@@ -63,17 +65,20 @@ def compare(path: str, file: Path, length: int) -> dict[str, Any]:
     orders = dict(zip(ORDERS, (packs, [pack[::-1] for pack in packs]), strict=True))
     padded, figures = [], {"records": ROWS, "packs": len(packs)}
     for dtype, named in ((torch.float64, ", float64"), (torch.float32, "")):
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED)
         padded.append(_step(network, PadCollator(pad)(rows)))
         for name, order in orders.items():
             figures[name + named] = _apart(_step(network, PackCollator(pad)(order)), padded[-1])
+    network.set_attn_implementation(SDPA)
+    figures[MASKED] = _apart(_step(network, PackCollator(pad)(packs)), padded[1])
+    network.set_attn_implementation(PACKED)
     figures |= {COMPARED[-1]: _apart(padded[1], padded[0]), "loss": padded[1][0]}
     batch = PackCollator(pad)(packs)
     kept = (batch["position_ids"] == 0).cumsum(1) % 2 == 1  # every second sample, the first among them
     noise = torch.randint(network.config.vocab_size, kept.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, others = (
-            network(input_ids=ids, position_ids=batch["position_ids"], use_cache=False).logits[kept]
+            network(**_inputs(network, batch) | {"input_ids": ids}).logits[kept]
             for ids in (batch["input_ids"], torch.where(kept, batch["input_ids"], noise))
         )
     return figures | {"seen": float((logits - others).abs().max()), "replaced": int((~kept).sum())}
@@ -92,13 +97,22 @@ def _step(network: Any, batch: Any) -> tuple[float, Any]:
     import torch
 
     network.zero_grad()
-    names = ("input_ids", "attention_mask", "position_ids")
-    logits = network(**{name: batch[name] for name in names if name in batch}, use_cache=False).logits
+    logits = network(**_inputs(network, batch)).logits
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
     )
     loss.backward()
     return loss.item(), torch.cat([p.grad.flatten() for p in network.parameters()]).clone()
+
+
+def _inputs(network: Any, batch: Any) -> dict[str, Any]:
+    from ftlab.attention import PACKED, mask_of
+
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+    if "bounds" in batch and network.config._attn_implementation == PACKED:
+        inputs["attention_mask"] = mask_of(batch["bounds"], network.device)
+    return inputs
 
 
 if __name__ == "__main__":

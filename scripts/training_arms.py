@@ -56,13 +56,17 @@ def rows(work: Work) -> list[list[dict[str, list[int]]]]:
 
 
 def ftlab(work: Work, scratch: Path, told: Set[str]) -> None:
-    """`ftlab fit`, with a callback that looks at the clock, prints the figures and ends the process."""
+    """`ftlab fit`, with a callback that looks at the clock, prints the figures and ends the process.
+
+    Packs are attended to as ftlab does where nothing is said, or `masked`: as the network does by itself.
+    """
     import yaml
 
     from ftlab.cli import main
 
     watch = {"class_path": "training_watch.Watch", "init_args": {"work": asdict(work)}}
     layout = next(iter(told & {"bucket", "pack"}), "pad")
+    own = layout == "pack" and work.attention == "sdpa" and "masked" not in told
     config = {
         "trainer": {
             **{"precision": work.precision, "max_epochs": 1, "limit_val_batches": 0, "callbacks": [watch]},
@@ -70,7 +74,7 @@ def ftlab(work: Work, scratch: Path, told: Set[str]) -> None:
         },
         "data": as_it_stands(Path(work.data)) | layout_options(work, layout),
         "model": {
-            "network": {"path": work.network, "dtype": work.dtype, "attention": work.attention},
+            "network": {"path": work.network, "dtype": work.dtype, "attention": None if own else work.attention},
             "gradient_checkpointing": work.checkpointing,
             "optimizer": {
                 "class_path": "torch.optim.AdamW",

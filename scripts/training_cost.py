@@ -23,10 +23,15 @@ from typing import Any
 
 from benching import ASSETS, spread
 
-OPTIONS = {"bare": (), "ftlab": ("bucket", "pack", "compile", "profile"), "hf": (), "trl": ("pack", "default")}
-"""What an arm may be told after a colon, with + between: how batches are laid out, other than padded; `compile` sets
-`model.compile`; `profile` is `ftlab fit --profile`; `default` checkpoints activations, as TRL does unless told not
-to."""
+OPTIONS = {
+    "bare": (),
+    "ftlab": ("bucket", "pack", "masked", "compile", "profile"),
+    "hf": (),
+    "trl": ("pack", "default"),
+}
+"""What an arm may be told after a colon, with + between: how batches are laid out, other than padded; `masked` keeps
+packs apart by a mask of every pair of positions; `compile` sets `model.compile`; `profile` is `ftlab fit --profile`;
+`default` checkpoints activations, as TRL does unless told not to."""
 SAME_BATCH = 0.01
 SAME_RECORDS = 0.03
 """How far losses may be from the reference's: of a step on the same batch; and, where batches are other ones, over all

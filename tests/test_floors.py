@@ -14,6 +14,7 @@ import ftlab.methods
 PACKAGE = Path(ftlab.__file__).parent
 FLOORS = [
     {"__init__", "errors"},
+    {"attention"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other
     {"modules", "cluster"},
@@ -131,7 +132,7 @@ def test_an_import_that_runs_down_is_not(tmp_path: Path, place: str, line: str) 
     assert upward(file, tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["networks", "methods", "errors"])
+@pytest.mark.parametrize("name", ["attention", "networks", "methods", "errors"])
 def test_methods_and_networks_need_no_lightning(name: str) -> None:
     files = [file for file in sources() if part(file) == name]
     assert files

@@ -54,7 +54,7 @@ def step_of(experiment: Experiment, on_gpu: bool, length: int | None = None, row
         module.method,
         module.optimizer_over,
         _PRECISIONS[precision](),
-        Batch(rows, length),
+        Batch(rows, length, packed=data.batching == "pack"),
         module.gradient_checkpointing,
         config.trainer.accumulate_grad_batches > 1,
         on_gpu,

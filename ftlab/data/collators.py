@@ -20,7 +20,8 @@ Matrix = NDArray[numpy.int64]
 class Batch(TypedDict):
     """What a step trains on or measures; padded on the right.
 
-    A packed batch has `position_ids` and no `attention_mask`: networks find the samples by where positions restart.
+    A packed batch has `position_ids` and `bounds` in place of an `attention_mask`: networks find the samples by where
+    positions restart, or are told where by `ftlab.attention`.
     The counts are made on the CPU while the batch is put together, so that nobody waits for the device.
     """
 
@@ -28,6 +29,7 @@ class Batch(TypedDict):
     labels: LongTensor  # (batch, length), -100 where nothing is learned; not shifted
     attention_mask: NotRequired[LongTensor]  # (batch, length), 1 on real tokens
     position_ids: NotRequired[LongTensor]  # (batch, length), from 0 in each sample, and in the padding at the end
+    bounds: NotRequired[list[int]]  # where samples, and padding, of a pack begin in the flattened rows; and their end
     places: LongTensor  # (target_tokens,) in the flattened rows, from which a label is predicted: the one after it
     targets: LongTensor  # (target_tokens,) these labels
     target_tokens: int  # labels that are predicted: in each sample those from the second position on
@@ -151,6 +153,7 @@ class PackCollator:
             input_ids=_tensor(input_ids),
             labels=_tensor(labels),
             position_ids=_tensor(position_ids),
+            bounds=_bounds(position_ids),
             places=places,
             targets=targets,
             target_tokens=len(targets),
@@ -227,6 +230,11 @@ def _targets(labels: Matrix) -> tuple[LongTensor, LongTensor]:
     rows, before = numpy.nonzero(labels[:, 1:] != IGNORED)
     places = rows * labels.shape[1] + before
     return _tensor(places), _tensor(labels.reshape(-1)[places + 1])
+
+
+def _bounds(position_ids: Matrix) -> list[int]:
+    """Where positions begin in the flattened rows, and where these end."""
+    return [*numpy.flatnonzero(position_ids == 0).tolist(), position_ids.size]
 
 
 def _tensor(matrix: Matrix) -> LongTensor:

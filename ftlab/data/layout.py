@@ -12,6 +12,7 @@ from typing import Literal
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
+from ftlab.attention import PACKED
 from ftlab.data.samplers import BucketBatchSampler, PackBatchSampler, ShuffledBatchSampler, TrainingBatchSampler
 from ftlab.errors import UserError
 
@@ -21,7 +22,7 @@ IntArray = NDArray[numpy.integer]
 
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 VARLEN = (*FLASH, "flex_attention")
-"""Attention that keeps packed samples apart without a mask of every pair of positions."""
+"""Attention that keeps packed samples apart without a mask of every pair of positions, on a GPU."""
 LITTLE_WASTE = 0.05
 """Up to this share of padding records stay at random: buckets would save less than the runs' noise."""
 FEW_BATCHES = 32
@@ -74,12 +75,10 @@ def choose(
     if batch_tokens is not None:
         pack = padding_waste(sample, "pack", batch_size, batch_tokens, capacity)
         budget = f"of batches of {batch_tokens} tokens {pack:.1%} are padding when packed and {bucket:.1%} in buckets"
-        if device == "cuda" and attention in VARLEN:
+        if attention == PACKED or (device == "cuda" and attention in VARLEN):
             return Choice("pack", f"{budget}, and {attention} skips the other samples of a pack")
-        unfit = f"{attention or 'the default attention'} on {device}"
-        return Choice(
-            "bucket", f"{budget}, but {unfit} keeps packed samples apart only by a mask of every pair of positions"
-        )
+        keeps = f"{attention} on {device} keeps" if attention else "the default attention may keep"
+        return Choice("bucket", f"{budget}, but {keeps} packed samples apart only by a mask of every pair of positions")
     pad = padding_waste(sample, "pad", batch_size, None, capacity)
     figures = f"{pad:.1%} of batches of {batch_size} random records"
     if pad <= LITTLE_WASTE:

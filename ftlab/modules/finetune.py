@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ftlab.attention import SDPA
 from ftlab.data.remainder import refuse_other_batches
 from ftlab.errors import UserError, one_line
 from ftlab.evaluation.generation import Decoding
@@ -24,8 +25,8 @@ from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness, Step
 from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.outcomes import Outcome, can_be_guarded, guard
+from ftlab.modules.packs import attend_to_packs
 from ftlab.modules.refusals import (
-    refuse_leaky_packs,
     refuse_long_rows,
     refuse_other_base,
     refuse_preferences,
@@ -46,7 +47,7 @@ from ftlab.modules.sharding.network import Sharded
 from ftlab.modules.sharding.refusals import refuse_whole_matrices
 from ftlab.modules.sharding.tensors import whole
 from ftlab.modules.steps import data_parallel_size, total_steps
-from ftlab.networks import Network
+from ftlab.networks import Network, language_model
 
 Wish = Literal["save", "stop"]
 WISHES: tuple[Wish, ...] = get_args(Wish)
@@ -125,6 +126,7 @@ class FinetuneModule(JudgedModule):
         self._random_state: dict[str, Tensor] = {}
         self._optimizer_asked: dict[str, Any] = {}
         self._steps_apart = 0  # more steps than the epochs alone tell, where some were begun with other batches
+        self._attention: str | None = None  # by which packs were computed before this process went on
         self._checkpoint: dict[str, Any] | None = None  # the one to go on from, until it is restored
 
     # ---------------------------------------------------------------- the network
@@ -230,7 +232,7 @@ class FinetuneModule(JudgedModule):
         assert self.network is not None
         if self.data.layout.kind == "pack":
             with self.trainer.precision_plugin.forward_context():
-                refuse_leaky_packs(self.network, self.pretrained)
+                self.told_bounds = attend_to_packs(self.network, self.pretrained, self._attention)
         self.try_head()
         follow_schedule(*self._optimizer_and_scheduler())
         self._under_way = Step()
@@ -379,6 +381,7 @@ class FinetuneModule(JudgedModule):
             "belongs_to": self._belongs_to(),
             "batches": self.data.identity(),
             "method": self.method.state(self.network),
+            "attention": language_model(self.network).config._attn_implementation,
             "optimizer": self._optimizer_asked,
             "steps_apart": self._steps_apart,
             "left_out": self.soundness.state(),
@@ -403,6 +406,7 @@ class FinetuneModule(JudgedModule):
                 self._steps_apart = hand_over_loops(checkpoint, self.data, self.trainer)
             else:
                 refuse_other_batches(checkpoint["ftlab"]["batches"], self.data.identity())
+                self._attention = checkpoint["ftlab"].get("attention", SDPA)  # of runs before there was another
         refuse_other_tensors(checkpoint["state_dict"], self.state_dict(), self.trained_names())
         assert self.network is not None
         self.method.restore(self.network, checkpoint["ftlab"]["method"])

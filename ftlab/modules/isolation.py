@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import warnings
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+
+from ftlab.attention import mask_of
 
 TOLERANCE = 0.05
 """Rounding stays well below this share of what a neighbour in the same sample does to the logits; a leak does not."""
 
 
-def attention_is_isolated(network: nn.Module, packs: int = 2) -> bool:
+def attention_is_isolated(network: nn.Module, packs: int = 2, told_bounds: bool = False) -> bool:
     """Whether samples of a packed batch are computed as if each stood alone.
 
-    The network must find the samples by where `position_ids` restart, without an attention mask. Tried in evaluation
-    mode on packs of two tiny samples: changing the first must not change the logits of the second, and these must be
-    those of the second alone. Networks with a recurrent state, those that ignore positions, and prompt methods fail.
+    The network must find the samples by where `position_ids` restart, without an attention mask, or where it is told
+    that they begin. Tried in evaluation mode on packs of two tiny samples: changing the first must not change the
+    logits of the second, and these must be those of the second alone. Networks with a recurrent state, those that
+    ignore positions, and prompt methods fail.
 
     Args:
         network: A causal language model, adapted or not; left as it was, random numbers included.
         packs: Rows of the batch to try. Flash attention finds samples in a single row only: ask with 1 where the
             collator lays them flat, and with 2 or more where it does not.
+        told_bounds: Tell it where samples begin, by `ftlab.attention`; a sample that is alone is computed without.
 
     Raises:
         Exception: What the network raises on such a batch, other than that it takes no `position_ids`.
@@ -39,8 +44,8 @@ def attention_is_isolated(network: nn.Module, packs: int = 2) -> bool:
         with torch.no_grad(), torch.random.fork_rng(cuda), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as peft's, that it ignores position_ids
             alone = _logits(network, [second], packs)
-            packed = _logits(network, [first, second], packs)
-            changed = _logits(network, [other, second], packs)
+            packed = _logits(network, [first, second], packs, told_bounds)
+            changed = _logits(network, [other, second], packs, told_bounds)
             leaking = _logits(network, [torch.cat([first, second])], packs)
             leaking_changed = _logits(network, [torch.cat([other, second])], packs)
     except TypeError as error:
@@ -60,11 +65,15 @@ def attention_is_isolated(network: nn.Module, packs: int = 2) -> bool:
     return within(packed - changed, leaking - leaking_changed) and within(moved, leaking[:, -len(second) :] - alone)
 
 
-def _logits(network: nn.Module, samples: list[Tensor], packs: int) -> Tensor:
+def _logits(network: nn.Module, samples: list[Tensor], packs: int, told_bounds: bool = False) -> Tensor:
     """(packs, length, vocabulary), every row the same."""
     positions = torch.cat([torch.arange(len(sample), device=sample.device) for sample in samples])
     input_ids, position_ids = torch.cat(samples).expand(packs, -1), positions.expand(packs, -1)
-    logits: Tensor = network(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    told: dict[str, Tensor] = {}
+    if told_bounds:
+        bounds = [0, *accumulate(len(sample) for sample in samples * packs)]
+        told["attention_mask"] = mask_of(bounds, positions.device)
+    logits: Tensor = network(input_ids=input_ids, position_ids=position_ids, use_cache=False, **told).logits
     return logits.float()
 
 

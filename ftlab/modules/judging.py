@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from ftlab.attention import mask_of
 from ftlab.data import FinetuneData
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
@@ -34,6 +35,8 @@ class JudgedModule(pl.LightningModule):
         self.network: nn.Module | None = None
         self.sharded: Sharded | FrozenShards | None = None
         """The network as its strategy has sharded it."""
+        self.told_bounds = False
+        """Whether the network is told where the samples of a pack begin: by `ftlab.attention`."""
         self.tally = Tally()
         self._head: Head | None = None
 
@@ -71,13 +74,23 @@ class JudgedModule(pl.LightningModule):
 
     def summed_loss(self, batch: dict[str, Any]) -> Tensor:
         """Cross entropy in nats, summed over the targets of `batch`, each predicted from what stands before it."""
-        return self.head.summed_loss(_inputs(batch), batch["input_ids"].shape[1], batch["places"], batch["targets"])
+        return self.head.summed_loss(
+            self._inputs(batch), batch["input_ids"].shape[1], batch["places"], batch["targets"]
+        )
 
     def _losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Cross entropy in nats of each target, and to which row it belongs."""
         length = batch["input_ids"].shape[1]
-        losses = self.head.losses(_inputs(batch), length, batch["places"], batch["targets"])
+        losses = self.head.losses(self._inputs(batch), length, batch["places"], batch["targets"])
         return losses, batch["places"] // length
+
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the network takes; said here and not in its configuration, which is saved with its weights."""
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+        if self.told_bounds and "bounds" in batch:
+            inputs["attention_mask"] = mask_of(batch["bounds"], batch["input_ids"].device)
+        return inputs
 
     @property
     def keeps_losses(self) -> bool:
@@ -165,9 +178,3 @@ class JudgedModule(pl.LightningModule):
         self.log_dict({f"{prefix}_{name}": value for name, value in self.tally.scores().items()})
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.log("step", float(self.global_step))  # the axis of every curve: Lightning's own counts from 0
-
-
-def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the network takes; said here and not in its configuration, which is saved with its weights."""
-    names = ("input_ids", "attention_mask", "position_ids")
-    return {name: batch[name] for name in names if name in batch} | {"use_cache": False}

@@ -6,11 +6,9 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import nn
 
 from ftlab.data import FinetuneData
-from ftlab.data.layout import FLASH
-from ftlab.errors import UserError, one_line, out_of_memory
+from ftlab.errors import UserError
 from ftlab.evaluation.generation import virtual_tokens
 from ftlab.methods import Method
-from ftlab.modules.isolation import attention_is_isolated
 from ftlab.modules.sharding.fsdp import FSDP2Strategy, FSDPStrategy
 from ftlab.modules.sharding.refusals import refuse_in_frozen_shards, refuse_in_shards
 from ftlab.networks import Network
@@ -99,24 +97,4 @@ def refuse_long_rows(network: nn.Module, pretrained: Network, data: FinetuneData
         raise UserError(
             f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
             f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
-        )
-
-
-def refuse_leaky_packs(network: nn.Module, pretrained: Network) -> None:
-    """Packed records must not see each other: tried on the network as it stands.
-
-    Raises:
-        UserError: In this network they do, or it cannot be tried.
-    """
-    flat = pretrained.attention in FLASH  # as the collator lays packs
-    try:
-        isolated, why = attention_is_isolated(network, 1 if flat else 2), "see each other"
-    except Exception as error:  # whatever a network raises on a batch that it was not made for
-        if out_of_memory(error):
-            raise
-        isolated, why = False, f"cannot be read ({one_line(error)})"
-    if not isolated:
-        raise UserError(
-            f"data.batching pack: in {pretrained.path} with this method packed records {why}, so the loss would be of "
-            "something else; set data.batching to bucket"
         )

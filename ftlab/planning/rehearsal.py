@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ftlab.attention import PACKED, mask_of, unfit
 from ftlab.errors import UserError, one_line
 from ftlab.methods import Method
 from ftlab.modules.activations import GradientCheckpointing, checkpoint_blocks
@@ -44,11 +45,13 @@ class Batch:
         rows: How many there are.
         length: Tokens of each.
         targets: Share of the tokens that are learnt.
+        packed: Whether a row is a pack; how many samples it has makes no difference to what it takes.
     """
 
     rows: int
     length: int
     targets: float = 1.0
+    packed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -59,7 +62,12 @@ class Batch:
         ids = torch.zeros(self.rows, self.length, dtype=torch.long)
         count = max(1, int(self.targets * self.rows * (self.length - 1)))
         places = torch.zeros(count, dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}, places, places.clone()
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        if self.packed:
+            bounds = [row * self.length for row in range(self.rows + 1)]
+            inputs["attention_mask"] = mask_of(bounds, ids.device)
+            inputs["position_ids"] = torch.zeros_like(ids)
+        return inputs, places, places.clone()
 
 
 @dataclass(frozen=True)
@@ -148,6 +156,11 @@ def rehearse(step: Step, loss: Loss | None = None) -> Rehearsal:
 
 def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
     network, method = skeleton(step.network, step.method.quantization), step.method
+    batch = step.batch
+    if batch.packed and step.network.attention in (None, PACKED) and unfit(network) is None:
+        network.set_attn_implementation(PACKED)
+    else:  # by a mask, as padded rows are planned
+        batch = replace(batch, packed=False)
     checkpoint_blocks(network, step.checkpointing, _elsewhere)
     adapted = method.adapt(network).train()
     step.precision.convert_module(adapted)
@@ -170,12 +183,12 @@ def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
         if step.accumulate:  # the gradients of the micro-batches before
             for parameter in parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        _pass(step, ledger, lambda: loss(adapted, step.batch), parameters)
+        _pass(step, ledger, lambda: loss(adapted, batch), parameters)
         if optimizer:
             optimizer.step()
     if step.counted:  # apart: the counter keeps what would be let go
         with flops, as_there():
-            _pass(step, ledger, lambda: loss(adapted, step.batch), parameters)
+            _pass(step, ledger, lambda: loss(adapted, batch), parameters)
     all_, of_trained = reversed(count_parameters(adapted, trained))
     return Rehearsal(
         ledger.peak(since),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ftlab.data.collators import PackCollator, PadCollator
 from ftlab.errors import UserError, one_line
-from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.packs import attend_to_packs
 from ftlab.testing.promises import apart
 from ftlab.testing.report import Broken, NotTried, Refused
 from ftlab.testing.trial import ROWS, SEED, Recorder, Run, kept, network_of, weights
@@ -66,16 +66,15 @@ def in_bf16(run: Run) -> str:
 
 def packed(run: Run) -> str:
     """Packed records have the loss that they have in rows of their own, or training refuses to pack them."""
+    module = run.module
     try:
-        if not attention_is_isolated(run.network):
-            raise Refused("packed records would see each other, which training refuses")
-    except Refused:
-        raise
-    except Exception as error:  # whatever a network raises on a batch that it was not made for
-        raise Refused(f"packed records cannot be read ({one_line(error)}), which training refuses") from error
+        module.told_bounds = attend_to_packs(run.network, module.pretrained)
+    except UserError as error:
+        raise Refused(f"training refuses it ({one_line(error)})") from error
     data = run.trial.data()
     rows = [data.rows("train")[place] for place in range(ROWS)]
-    pad, module = data.encoder.pad_id, run.module.eval()
+    pad = data.encoder.pad_id
+    module.eval()
     with torch.no_grad():
         alone = float(module.summed_loss(dict(PadCollator(pad)(rows))))
         together = float(module.summed_loss(dict(PackCollator(pad)([rows[: ROWS // 2], rows[ROWS // 2 :]]))))

@@ -27,6 +27,7 @@ def test_packs_restart_positions_and_lose_no_target() -> None:
     batch = PackCollator(pad_id=9)([rows[:2], rows[2:]])
     assert batch["input_ids"].tolist() == [[1, 2, 3, 9, 5, 6], [7, 8, 4, 9, 9, 9]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 1, 2]]
+    assert batch["bounds"] == [0, 4, 6, 9, 12]  # of two samples, of one, of padding
     # 5 is the first of its sample: nothing of its own stands before it
     assert batch["labels"].tolist() == [[-100, -100, 3, 9, -100, 6], [-100, 8, -100, -100, -100, -100]]
     assert {value.dtype for value in batch.values() if isinstance(value, torch.Tensor)} == {torch.long}
@@ -45,6 +46,7 @@ def test_flat_packs_lie_end_to_end() -> None:
     batch = PackCollator(pad_id=0, flat=True)(packs)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 0, 1]]
+    assert batch["bounds"] == [0, 2, 3, 5]
     assert batch["labels"].tolist() == [[-100, 2, -100, -100, 5]]
     assert PackCollator(pad_id=0, capacity=4, flat=True)(packs)["input_ids"].tolist() == [[1, 2, 3, 4, 5, 0, 0, 0]]
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy
 import pytest
 
+from ftlab.attention import PACKED
 from ftlab.data.layout import Choice, choose, padding_waste, training_sampler
 from ftlab.data.samplers import BucketBatchSampler, PackBatchSampler, ShuffledBatchSampler
 from ftlab.errors import UserError
@@ -34,6 +35,11 @@ def test_few_records_stay_at_random() -> None:
     choice = chosen(SKEWED[:200])
     assert choice.kind == "pad"
     assert "but with only 200 records" in choice.why
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_tokens_are_packed_where_samples_are_computed_one_by_one(device: str) -> None:
+    assert chosen(SKEWED, batch_tokens=4096, attention=PACKED, device=device).kind == "pack"
 
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "flex_attention"])

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
+from ftlab.attention import PACKED
 from ftlab.modules.isolation import attention_is_isolated
 
 LLAMA = LlamaConfig(
@@ -76,6 +77,12 @@ def test_samples_are_kept_apart(config: PreTrainedConfig, dtype: torch.dtype, at
 )
 def test_samples_are_not_kept_apart(config: PreTrainedConfig) -> None:
     assert not attention_is_isolated(opened(config))
+
+
+@pytest.mark.parametrize("packs", [1, 2])
+@pytest.mark.parametrize("config", [LLAMA, GPT2Config(n_embd=32, n_positions=64, **SMALL)], ids=["llama", "gpt2"])
+def test_bounds_are_heeded_by_the_attention_that_knows_them(config: PreTrainedConfig, packs: int) -> None:
+    assert attention_is_isolated(opened(config, attn_implementation=PACKED), packs, told_bounds=True)
 
 
 def test_adapters_change_nothing() -> None:

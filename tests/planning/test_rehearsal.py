@@ -14,6 +14,7 @@ from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from ftlab.attention import PACKED, SDPA
 from ftlab.errors import UserError
 from ftlab.methods import Full, LoRA, Method, QLoRA, ZeroShot
 from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks
@@ -102,6 +103,19 @@ def test_the_peak_is_what_the_profiler_is_told(
     step = Step(base, METHODS[method](), adamw, Precision(), Batch(4, length), checkpointing, on_gpu=False)
     found, real = rehearse(step).memory, measured(step)
     assert 0.95 * real <= found <= 1.1 * real
+
+
+@pytest.mark.parametrize("checkpointing", [False, "selective", True])
+def test_packs_without_a_mask(checkpointing: GradientCheckpointing, llama: Network) -> None:
+    packs = Batch(4, 192, packed=True)
+    told = Network(llama.path, attention=PACKED)
+    step = Step(told, LoRA(r=8), adamw, Precision(), packs, checkpointing, on_gpu=False)
+    assert rehearse(step).memory == pytest.approx(measured(step), rel=0.01)
+    assert rehearse(replace(step, network=llama)) == rehearse(step)  # what packs get by themselves
+    masked = replace(step, network=Network(llama.path, attention=SDPA))
+    assert rehearse(masked).memory >= rehearse(step).memory + 4 * 192**2
+    padded = replace(masked, batch=replace(packs, packed=False))
+    assert rehearse(masked).memory == rehearse(padded).memory
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
