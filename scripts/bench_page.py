@@ -64,7 +64,8 @@ def _training(part: dict[str, Any]) -> list[str]:
         f"{work['warm']} of them not counted;",
         f"rows of up to {work['length']} tokens, where packed {work['packs']} packs of {work['length']} a step; "
         f"vocabulary {work['vocabulary']:,}; {work['precision']};",
-        f"{figures['repeats']} turns, {part['seconds']} s in all. Arms that count train the same records; their losses agree.",
+        f"{figures['repeats']} turns, {part['seconds']} s in all. Arms that count train the same records, "
+        "and their losses agree.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|---|{'---:|' * (len(COLUMNS) - 1)}",
