@@ -24,6 +24,9 @@ VERBS = {
     "sweep": "run many trials of an experiment as a sweep file says, and find the best",
     "compare": "methods side by side: quality with its uncertainty, cost, and which cannot be told apart",
     "diff": "say in what two runs differ, and whether their results are equal",
+    "ls": "list the runs there are: state, method, score, size, date",
+    "show": "say what a run is: network, data, method, seeds, scores, cost, how it ended, what can be done with it",
+    "rm": "delete runs",
     "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
 }
@@ -43,6 +46,9 @@ _MODULES = {
     "sweep": "ftlab.cli.sweep",
     "compare": "ftlab.cli.compare",
     "diff": "ftlab.cli.diff",
+    "ls": "ftlab.cli.ls",
+    "show": "ftlab.cli.show",
+    "rm": "ftlab.cli.rm",
     "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
 }
