@@ -29,6 +29,7 @@ VERBS = {
     "rm": "delete runs",
     "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
+    "completion": "have a shell complete verbs, options and runs",
 }
 
 ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
@@ -51,6 +52,7 @@ _MODULES = {
     "rm": "ftlab.cli.rm",
     "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
+    "completion": "ftlab.cli.completion",
 }
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
