@@ -30,6 +30,7 @@ VERBS = {
     "rm": "delete runs",
     "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
+    "init": "write a small project of your own: experiment, method, metric, tests, data",
     "completion": "have a shell complete verbs, options and runs",
 }
 
@@ -54,6 +55,7 @@ _MODULES = {
     "rm": "ftlab.cli.rm",
     "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
+    "init": "ftlab.cli.init",
     "completion": "ftlab.cli.completion",
 }
 
