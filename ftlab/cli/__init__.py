@@ -21,11 +21,17 @@ VERBS = {
     "plan": "say before it runs what an experiment takes: memory by part, the largest micro-batch, time, disk",
     "generate": "answer one prompt, a file of prompts, or chat",
     "export": "write a run's adapter, or the merged model, and check it against the run",
+    "serve": "print, and check, the command by which vLLM or transformers serves a run or an export",
     "sweep": "run many trials of an experiment as a sweep file says, and find the best",
     "compare": "methods side by side: quality with its uncertainty, cost, and which cannot be told apart",
     "diff": "say in what two runs differ, and whether their results are equal",
+    "ls": "list the runs there are: state, method, score, size, date",
+    "show": "say what a run is: network, data, method, seeds, scores, cost, how it ended, what can be done with it",
+    "rm": "delete runs",
     "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
+    "init": "write a small project of your own: experiment, method, metric, tests, data",
+    "completion": "have a shell complete verbs, options and runs",
 }
 
 ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
@@ -40,11 +46,17 @@ _MODULES = {
     "plan": "ftlab.cli.plan",
     "generate": "ftlab.cli.generate",
     "export": "ftlab.cli.export",
+    "serve": "ftlab.cli.serve",
     "sweep": "ftlab.cli.sweep",
     "compare": "ftlab.cli.compare",
     "diff": "ftlab.cli.diff",
+    "ls": "ftlab.cli.ls",
+    "show": "ftlab.cli.show",
+    "rm": "ftlab.cli.rm",
     "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
+    "init": "ftlab.cli.init",
+    "completion": "ftlab.cli.completion",
 }
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...

@@ -78,9 +78,8 @@ def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> li
     """
     directories: dict[str, Path] = {}
     for word in given:
-        name, equals, place = word.partition("=")
-        if not (name and equals and place) or set(name) & set(":, \t"):
-            raise UserError(f"--adapter is {word!r}: give NAME=DIR, the name without spaces, commas and colons")
+        name, _, place = word.partition("=")
+        _must_be_named(word)
         if name in directories:
             raise UserError(f"--adapter: {name!r} is given twice: give each adapter a name of its own")
         directories[name] = Path(place)
@@ -93,6 +92,18 @@ def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> li
     for other in sources[1:]:
         _one_base(sources[0], other)
     return sources
+
+
+def find_beside(first: Source, name: str, directory: Path, base: str | None, undescribed: Undescribed) -> Source:
+    """One more adapter, to stand beside `first`; args are those of `find`.
+
+    Raises:
+        UserError: It is no adapter, or belongs to another base.
+    """
+    _must_be_named(f"{name}={directory}")
+    source = _source(name, directory, base, undescribed)
+    _one_base(first, source)
+    return source
 
 
 def open_all(sources: Sequence[Source]) -> Adapters:
@@ -124,6 +135,12 @@ def read_combination(text: str) -> tuple[str, dict[str, float]]:
             "mix=a:0.7,b:0.3"
         ) from error
     return name, weights
+
+
+def _must_be_named(word: str) -> None:
+    name, equals, place = word.partition("=")
+    if not (name and equals and place) or set(name) & set(":, \t"):
+        raise UserError(f"--adapter is {word!r}: give NAME=DIR, the name without spaces, commas and colons")
 
 
 def _source(name: str, directory: Path, base: str | None, undescribed: Undescribed) -> Source:

@@ -5,21 +5,24 @@ A run's saved model answers, or one base with several adapters on it, each as if
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
-from ftlab.cli.adapters import Undescribed, find, open_all, read_combination
+from ftlab.cli.adapters import Undescribed, find, find_beside, open_all, read_combination
 from ftlab.cli.answers import Model, Voice
+from ftlab.cli.chat import Chat
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.files_of_prompts import answer_file
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods.adapters import Combination
 from ftlab.networks import DType, Quantization
+from ftlab.runs.files import digest, files_under
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -31,6 +34,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         "--file",
         type=Path | None,
         help="prompts: a line each, or .jsonl with a column `prompt`, and `adapter` where one is to answer",
+    )
+    parser.add_argument(
+        "--to",
+        type=Path | None,
+        help="file for the answers to --file, not standard output: the same command goes on where it was killed",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts answered at once")
     parser.add_argument("--decoding", type=Decoding | None, help="how to decode; by default as the run was scored")
@@ -65,20 +73,21 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     parser.add_argument("--save", type=Path | None, help="new directory for the combined adapter, in peft's layout")
     options = parse(parser, arguments)
     _must_make_sense(options)
-    model = _adapters_of(options) if options.adapter else _model_of_run(options)
+    model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
     if options.file:
-        questions = [question for row in _rows(options.file, model.names) for question in model.questions(*row)]
-        for question, answer in zip(questions, model.answers(questions), strict=True):
-            adapter = {"adapter": question.adapter} if options.adapter else {}
-            print(json.dumps({"prompt": question.prompt, **adapter, "prediction": answer}, ensure_ascii=False))
-    elif options.prompt is not None:
+        return 1 if answer_file(model, options.file, options.to, _identity(options)) else 0
+    if options.prompt is not None:
         model.say(sys.stdin.read() if options.prompt == "-" else options.prompt)
     elif not options.save:
-        _chat(model)
+        Chat(model, open_adapter).run()
     return 0
 
 
 def _must_make_sense(options: Namespace) -> None:
+    if options.to and not options.file:
+        raise UserError("--to is for the answers to --file: give that too")
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size is {options.batch_size}: give a number from 1 on")
     if options.run is None and not options.adapter:
         raise UserError("run is missing: give the directory of a finished run, or adapters with --adapter NAME=DIR")
     if options.run and options.adapter:
@@ -101,7 +110,15 @@ def _model_of_run(options: Namespace) -> Model:
     return Model(network, {"": voice}, [""], None, options.batch_size)
 
 
-def _adapters_of(options: Namespace) -> Model:
+def _identity(options: Namespace) -> dict[str, Any]:
+    """What decides the answers, beside the prompts: the options, and the weights of all that is named."""
+    said = {key: value for key, value in options.as_flat().__dict__.items() if key not in ("to", "file")}
+    places = [options.run] if options.run else [Path(word.partition("=")[2]) for word in options.adapter]
+    files = [file for place in places for file in files_under(place / "model" if (place / "model").is_dir() else place)]
+    return said | {"files": {str(file): digest(file) for file in files}}
+
+
+def _adapters_of(options: Namespace) -> tuple[Model, Callable[[str, Path], Voice]]:
     name, weights = read_combination(options.combine) if options.combine else ("", {})
     undescribed = Undescribed(options.dtype, options.quantization, options.template, options.trust_remote_code)
     sources = find(options.adapter, options.base, undescribed)
@@ -117,53 +134,11 @@ def _adapters_of(options: Namespace) -> Model:
         if options.save:
             adapters.save(name, options.save)
             first.tokenized_by.tokenizer().save_pretrained(options.save)
-    return Model(adapters.network, voices, [options.use] if options.use else names, adapters, options.batch_size)
 
+    def open_adapter(name: str, directory: Path) -> Voice:
+        source = find_beside(sources[0], name, directory, options.base, undescribed)
+        adapters.add(name, source.directory)
+        return Voice(source.voice.encoder, options.decoding or source.voice.decoding)
 
-def _rows(path: Path, adapters: Sequence[str]) -> list[tuple[str, str | None]]:
-    """The prompts of a file, each with the adapter that it names."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--file: {path} cannot be read ({error})") from error
-    if not lines:
-        raise UserError(f"--file: {path} holds no prompts")
-    if path.suffix != ".jsonl":
-        return [(line, None) for line in lines]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            prompt, adapter = row["prompt"], row.get("adapter")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"--file: {path}, line {number}, is no JSON object with a `prompt`") from error
-        if adapter is not None and adapter not in adapters:
-            there = f"there are {', '.join(adapters)}" if adapters else "none is given, see --adapter"
-            raise UserError(f"--file: {path}, line {number}: there is no adapter {adapter!r}: {there}")
-        rows.append((prompt, adapter))
-    return rows
-
-
-def _chat(model: Model) -> None:
-    for line in _lines_of_the_user():
-        command, _, name = line.strip().partition(" ")
-        if command != "/adapter" or not model.adapters:
-            model.say(line)
-        elif name.strip() in model.names:
-            model.chosen = [name.strip()]
-        else:
-            unknown = f"there is no adapter {name.strip()!r}: there are " if name.strip() else ""
-            print(unknown + ", ".join(model.names), flush=True)
-
-
-def _lines_of_the_user() -> Iterator[str]:
-    """What is typed, until end of file; `/quit` ends too. Every line is a conversation of its own."""
-    while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
-            return
-        if line.strip() == "/quit":
-            return
-        if line.strip():
-            yield line
+    chosen = [options.use] if options.use else names
+    return Model(adapters.network, voices, chosen, adapters, options.batch_size), open_adapter

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from ftlab.errors import UserError
 
@@ -96,6 +97,7 @@ def generate(
     stop_ids: Sequence[int],
     pad_id: int,
     adapters: Sequence[str] | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """Answers a batch of left-padded prompts with the new tokens of each, cut before its stop token.
 
@@ -110,6 +112,7 @@ def generate(
         stop_ids: Tokens any of which ends an answer; none means that every answer has full length.
         pad_id: Token that fills the rows that ended before the others.
         adapters: The adapter of a peft.PeftModel that each row is for; by default the one in use is for all.
+        streamer: Is given the tokens of a single prompt, then each new token as it comes; not of a beam search.
 
     Raises:
         UserError: A prompt fills the network's context, or the network cannot generate.
@@ -134,6 +137,7 @@ def generate(
                 generation_config=decoding.config(new_tokens, stop_ids, pad_id),
                 synced_gpus=False,  # of a network in shards: its processes wait for each other at every forward already
                 **({"adapter_names": each} if each else {}),
+                **({"streamer": streamer} if streamer else {}),
             )
             for row, tokens in zip(rows, output[:, length:].tolist(), strict=True):
                 answers[row] = _until(tokens, stop_ids)
@@ -148,6 +152,7 @@ def generate_all(
     pad_id: int,
     batch_size: int,
     adapters: Sequence[str] | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """Answers any number of prompts, `batch_size` of similar length at a time; answers in the prompts' order.
 
@@ -165,7 +170,7 @@ def generate_all(
         # A seed of its own for every batch, or else the same noise would choose the tokens of each.
         batch_decoding = replace(decoding, seed=decoding.seed + start)
         each = [adapters[i] for i in rows] if adapters else None
-        batch = generate(network, input_ids, attention_mask, batch_decoding, stop_ids, pad_id, each)
+        batch = generate(network, input_ids, attention_mask, batch_decoding, stop_ids, pad_id, each, streamer)
         for i, answer in zip(rows, batch, strict=True):
             answers[i] = answer
     return answers
@@ -176,26 +181,35 @@ def virtual_tokens(network: nn.Module) -> int:
     return getattr(getattr(network, "active_peft_config", None), "num_virtual_tokens", None) or 0
 
 
+def context_of(network: nn.Module) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    context = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)  # type: ignore
+    return sys.maxsize if context is None else context - virtual_tokens(network)
+
+
+def no_room(length: int, context: int) -> str:
+    """What is said of a prompt that fills the context."""
+    return (
+        f"a prompt of {length} tokens leaves no room for an answer in the network's context of {context} tokens: "
+        "shorten the prompt or take a network with a longer context"
+    )
+
+
 def _calls(network: nn.Module, attention_mask: Tensor, max_new_tokens: int) -> list[tuple[int, list[int]]]:
     """Rows that are decoded together, and the number of new tokens that each of them may have: one group as a rule.
 
     Rows whose prompts leave less room in the context go apart: cutting all answers to what the longest prompt leaves
     would shorten them for the company they are in.
     """
-    context = getattr(network.config.get_text_config(decoder=True), "max_position_embeddings", None)  # type: ignore
-    if context is None:
-        context = sys.maxsize
+    context = context_of(network)
     # Prompt tuning and its kin put tokens of their own before the prompt. PEFT puts them before the padding too and
     # then counts positions from the first of them, so that padding moves the prompt: rows of one length go together.
     virtual = virtual_tokens(network)
     rows: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
-        room = context - virtual - length
+        room = context - length
         if room < 1:
-            raise UserError(
-                f"a prompt of {length} tokens leaves no room for an answer in the network's context of "
-                f"{context - virtual} tokens: shorten the prompt or take a network with a longer context"
-            )
+            raise UserError(no_room(length, context))
         rows[min(room, max_new_tokens), length if virtual else 0].append(row)
     return [(new_tokens, group) for (new_tokens, _), group in rows.items()]
 

@@ -18,12 +18,13 @@ import torch
 from peft.tuners import lora
 from peft.utils import load_peft_weights
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ftlab.errors import UserError, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
-from ftlab.methods.belonging import Base, check_base
+from ftlab.methods.belonging import Base, check_base, check_noted
 from ftlab.methods.saved_config import order_config, read_config
 
 Combination = Literal[
@@ -83,7 +84,7 @@ class Adapters:
         self._base = Base.of(base)
         # Names of our own for peft, which takes some of a user's for its own: "a" is a part of "lora_".
         self._inside: dict[str, str] = {}
-        own = {name for name, _ in base.named_parameters()}
+        own = self._own = {name for name, _ in base.named_parameters()}
         for name, directory in directories.items():
             with plain(directory) as place:
                 self._load(base, name, directory, place)
@@ -109,6 +110,39 @@ class Adapters:
         return all(isinstance(layer, mixing) and not layer.lora_variant for layer in layers) and not any(
             isinstance(module, AuxiliaryTrainingWrapper) for module in modules
         )
+
+    def add(self, name: str, directory: Path) -> None:
+        """Puts one more adapter beside the others, which answer as before whatever comes of it.
+
+        Args:
+            name: Of the caller's choice.
+            directory: Where it lies, in peft's layout or in few bits.
+
+        Raises:
+            UserError: As for the first ones; also where it holds layers trained whole or tensors of the base, which
+                peft would put where the others have theirs.
+        """
+        if name in self._inside:
+            raise UserError(f"there is an adapter {name!r} already: give another name")
+        given = {mine: self.network.peft_config[inside] for mine, inside in self._inside.items()}
+        _must_go_together({**given, name: read_config(directory)})
+        check_noted(directory, self._base)
+        with plain(directory) as place:
+            try:
+                keys = list(load_peft_weights(str(place), device="cpu"))
+            except (SafetensorError, OSError, ValueError) as error:
+                raise UserError(f"{name}: {directory} cannot be read ({one_line(error)}): get it anew") from error
+            for key in keys:
+                if key.removeprefix("base_model.model.") in self._own:
+                    raise UserError(f"{name}: {directory} also holds {key!r} of the base: give it from the start")
+            inside = self._next()
+            try:
+                self._load(None, name, directory, place)
+            except UserError:
+                if inside in self.network.peft_config:  # or peft would take the next of this name for loaded
+                    self.network.delete_adapter(inside)
+                raise
+        self.network.eval()
 
     def use(self, name: str) -> None:
         """Switches to one adapter for whatever `network` is asked next."""
@@ -184,18 +218,18 @@ class Adapters:
             self._base.write(Path(place) / inside)
             shutil.move(Path(place) / inside, directory)
 
-    def _load(self, base: PreTrainedModel, name: str, directory: Path, place: Path) -> None:
+    def _load(self, base: PreTrainedModel | None, name: str, directory: Path, place: Path) -> None:
         """Puts the adapter of `directory`, which lies at `place` in peft's layout, beside the others."""
         inside = self._next()
         beside = f" beside {', '.join(self._inside)}" if self._inside else ""
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Found missing adapter keys")
-                if not self._inside:
+                if base is not None and not self._inside:
                     self.network = peft.PeftModel.from_pretrained(base, str(place), adapter_name=inside)
                 # the first once more: only this tells what was left over
                 result = self.network.load_adapter(str(place), inside)
-        except (ValueError, RuntimeError, OSError, KeyError, TypeError, UserWarning) as error:
+        except (ValueError, RuntimeError, OSError, KeyError, TypeError, UserWarning, SafetensorError) as error:
             raise UserError(
                 f"{name}: {directory} holds no adapter that fits the network{beside} ({one_line(error)})"
             ) from error

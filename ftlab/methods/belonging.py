@@ -93,10 +93,20 @@ def check_base(directory: Path, network: nn.Module) -> None:
     Raises:
         UserError: The weights under the adapter are others, or another commit of the hub.
     """
+    if (directory / FILE).is_file():
+        assert isinstance(network, PreTrainedModel)
+        check_noted(directory, Base.of(network))
+
+
+def check_noted(directory: Path, ours: Base) -> None:
+    """The same, of a base of which is known what it was when it was opened.
+
+    Raises:
+        UserError: As `check_base`.
+    """
     if not (directory / FILE).is_file():
         return
-    assert isinstance(network, PreTrainedModel)
-    theirs, ours = Base.noted(directory), Base.of(network)
+    theirs = Base.noted(directory)
     if theirs.is_another(ours):
         raise UserError(
             f"{directory} was made on {_named(theirs)}, whose weights are not those of {_named(ours)}: open it on "

@@ -55,3 +55,26 @@ def vllm_rank(directory: Path) -> int:
 
 def _config(directory: Path) -> dict[str, Any]:
     return json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+
+
+def misfit(directory: Path, base: Path) -> str | None:
+    """The first tensor of a LoRA adapter that does not fit the weights of a base, in a clause; None where all do.
+
+    Args:
+        directory: The adapter.
+        base: Directory of a network in safetensors; only the heads of its files are read.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in base.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    with safe_open(directory / PLAIN, "pt") as adapter:
+        for name in adapter.keys():  # noqa: SIM118
+            layer, _, matrix = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+            theirs = shapes.get(f"{layer}.weight") or shapes.get(f"{layer.partition('.')[2]}.weight")
+            if theirs is None:
+                return f"there is no {layer}"
+            rows, columns = adapter.get_slice(name).get_shape()
+            if (columns if matrix == "lora_A" else rows) not in theirs:  # GPT-2 stores its matrices the other way
+                return f"{layer} is {' x '.join(map(str, theirs))}, and {matrix} is {rows} x {columns}"
+    return None

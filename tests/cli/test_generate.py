@@ -39,7 +39,8 @@ def test_one_prompt_a_text_file_and_a_chat_answer_alike(
     (workplace / "prompts.txt").write_text("\n".join(prompts) + "\n")
     of_file = ftlab("generate", run, "--file", "prompts.txt", "--batch_size", 1).out
     assert [json.loads(line)["prediction"] for line in of_file.splitlines()] == [text[:-1] for text in alone]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*prompts, "/quit", "not asked"])))
+    typed = [prompts[0], "/reset", prompts[1], "/quit", "not asked"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
     assert ftlab("generate", run).out == "".join(alone)
     monkeypatch.setattr("sys.stdin", io.StringIO(prompts[0]))
     assert ftlab("generate", run, "--prompt", "-").out == alone[0]
@@ -58,7 +59,9 @@ def test_decoding_can_be_chosen(finished: Callable[[str], Path], ftlab: Callable
     [
         (["--file", "gone.txt"], "gone.txt cannot be read"),
         (["--file", "empty.txt"], "empty.txt holds no prompts"),
-        (["--file", "columns.jsonl"], "columns.jsonl, line 2, is no JSON object with a `prompt`"),
+        (["--prompt", "a", "--to", "b"], "--to is for the answers to --file"),
+        (["--file", "one.txt", "--to", "empty.txt"], "--to: empty.txt exists"),
+        (["--file", "one.txt", "--batch_size", 0], "--batch_size is 0"),
         (["--decoding.max_new_tokens", "0"], "decoding.max_new_tokens is 0"),
         (["--promt", "a"], "there is no key promt: did you mean prompt?"),
     ],
@@ -67,7 +70,7 @@ def test_refusals(
     options: list[str], said: str, finished: Callable[[str], Path], workplace: Path, refused: Callable[..., str]
 ) -> None:
     (workplace / "empty.txt").write_text("\n")
-    (workplace / "columns.jsonl").write_text('{"prompt": "a"}\n{"ask": "b"}\n')
+    (workplace / "one.txt").write_text("a")
     assert said in refused("generate", finished("lora"), *options)
 
 
@@ -164,10 +167,11 @@ def test_one_prompt_is_answered_by_each_or_by_the_one_in_use(
     assert a != b
     assert ftlab("generate", *given, "--prompt", PROMPTS[0]).out == f"a: {a}\nb: {b}\n"
     assert ftlab("generate", *given, "--prompt", PROMPTS[0], "--use", "b").out == f"{b}\n"
-    typed = [PROMPTS[0], "/adapter", "/adapter b", PROMPTS[0], "/adapter c", "/quit"]
+    typed = [PROMPTS[0], "/adapter", "/reset", "/adapter b", PROMPTS[0], "/adapter c", "/quit"]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
     answer = ftlab("generate", *given)
-    assert answer.out == f"a: {a}\nb: {b}\na, b\n{b}\nthere is no adapter 'c': there are a, b\n"
+    assert answer.out == f"a: {a}\nb: {b}\na, b\n{b}\n"
+    assert answer.err == "ftlab: there is no adapter 'c': there are a, b\n"
 
 
 def test_adapters_that_cannot_be_mixed_are_answered_one_after_the_other(

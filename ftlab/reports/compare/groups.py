@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from ftlab.errors import UserError
 from ftlab.runs import Run, identity
 from ftlab.runs.files import read_json
+from ftlab.runs.finding import directories
 from ftlab.runs.identity import flat
 
 SEEDS = ("seed_everything", "seeds.order", "seeds.weights", "seeds.dropout", "model.decoding.seed")
@@ -125,13 +125,13 @@ def find_runs(words: Sequence[str]) -> list[JudgedRun]:
     found: dict[Path, JudgedRun] = {}
     for word in words:
         name, place = _named(word)
-        directories = list(_directories(place))
-        if not directories:
+        found_there = list(directories(place))
+        if not found_there:
             raise UserError(
                 f"no run matches {place}: give directories that hold a config.yaml, such as runs/EXPERIMENT/RUN, "
                 "the directory of an experiment or a sweep, or a pattern"
             )
-        for directory in directories:
+        for directory in found_there:
             before = found.setdefault(directory.resolve(), JudgedRun(Run(directory), name))
             if name and before.given != name:
                 raise UserError(
@@ -181,15 +181,6 @@ def names_of(members: Sequence[Sequence[JudgedRun]], left_out: Sequence[str] = (
 def _named(word: str) -> tuple[str | None, str]:
     name, equals, place = word.partition("=")
     return (name, place) if equals and name and "/" not in name and not Path(word).exists() else (None, word)
-
-
-def _directories(place: str) -> Iterator[Path]:
-    matches = [Path(place)] if Path(place).exists() else [Path(match) for match in sorted(glob.glob(place))]
-    for path in matches:
-        if (path / "config.yaml").is_file():
-            yield path
-        elif path.is_dir():
-            yield from sorted(found.parent for found in path.glob("*/config.yaml"))
 
 
 def _full_key(key: str, runs: Sequence[JudgedRun]) -> str:
