@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,7 @@ VERBS = {
     "check-method": "try a method of your own on all that ftlab relies on",
     "init": "write a small project of your own: experiment, method, metric, tests, data",
     "completion": "have a shell complete verbs, options and runs",
+    "import-config": "turn a configuration of TRL, LLaMA-Factory or Axolotl into one of ftlab's",
 }
 
 ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
@@ -57,6 +59,7 @@ _MODULES = {
     "check-method": "ftlab.cli.check_method",
     "init": "ftlab.cli.init",
     "completion": "ftlab.cli.completion",
+    "import-config": "ftlab.cli.importing",
 }
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
@@ -88,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet.silence()
     sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
+        if argv is None and verb == "fit":
+            _say_what_begins(rest)
         return _imported(verb, rest, argv is None).run(verb, rest)
     except UserError as error:
         if verbose:
@@ -99,6 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(stop) if stop.args else "stopped by the user", 130)
     except SystemExit as stop:  # after --help and --print_config
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _say_what_begins(arguments: Sequence[str]) -> None:
+    """Says at once what is to be trained: some seconds go by until all that it takes is imported."""
+    from ftlab.cli.compose import config_files
+
+    other = {"--help", "-h", "--print_config", "--on"} & {word.partition("=")[0] for word in arguments}
+    first = all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if first and not other:
+        files = ", ".join(map(str, config_files(arguments))) or "what the command line says"
+        print(f"ftlab: fit {files}: importing torch and Lightning", file=sys.stderr, flush=True)
 
 
 def _imported(verb: str, arguments: Sequence[str], alone: bool) -> Any:

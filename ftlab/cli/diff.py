@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,10 +77,14 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         action="store_true",
         help="return 1 where they differ (default: 0)",
     )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     options = parse(parser, arguments)
     runs = _run(options.run_a), _run(options.run_b)
     sections = list(compare(*runs))
-    _print(runs, sections)
+    if options.json:
+        print(json.dumps(_plain(runs, sections), indent=2, ensure_ascii=False, default=str))
+    else:
+        _print(runs, sections)
     return int(options.exit_code and any(section.counts and section.differing for section in sections))
 
 
@@ -125,6 +130,22 @@ def _code_apart(mine: str | None, theirs: str | None) -> list[str]:
     lines = list(difflib.unified_diff(*changes, "A", "B", lineterm="", n=0))
     more = len(lines) - _MOST_LINES
     return lines[:_MOST_LINES] + ([f"and {more:,} more lines: see code.diff in provenance.json"] if more > 0 else [])
+
+
+def _plain(runs: tuple[Run, Run], sections: Sequence[Section]) -> dict[str, Any]:
+    """The same for programs: `same` is null where a run does not say it."""
+    return {
+        "runs": [str(each.directory) for each in runs],
+        "sections": {
+            section.title: {
+                "same": None if section.unknown else not section.differing,
+                "counts": section.counts,
+                "differing": {key: list(values) for key, values in section.differing.items()},
+                "unknown_of": list(map(str, section.unknown)),
+            }
+            for section in sections
+        },
+    }
 
 
 def _print(runs: tuple[Run, Run], sections: Sequence[Section]) -> None:

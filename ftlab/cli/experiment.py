@@ -54,7 +54,7 @@ _MORE = {"fit": f".\n\n{ON_SLURM}", "test": f".\n\n{HARNESS}"}
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar, on standard error, without the run's name in it; where there is no terminal it keeps still."""
+    """Lightning's bar, on standard error, without the run's name in it."""
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
@@ -200,8 +200,10 @@ class Experiment(LightningCLI):
             ModelWriter(self.run),
             Companions(self.run),
         ]
-        if config["enable_progress_bar"] is not False:
+        if config["enable_progress_bar"] is not False and sys.stderr.isatty():
             callbacks.append(ProgressBar())
+        else:
+            config["enable_progress_bar"] = False  # or Lightning would take a bar of its own
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
         if self.config_init["run"].profile:
             profiled = StepProfile(self.run)

@@ -40,6 +40,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     card = data_card(data)
     out = options.out or Path("prepared") / experiment_name(config_files(arguments), "data")
     written = _write(data, card, out)
+    if options.json:
+        print(json.dumps(card, indent=2, ensure_ascii=False))
+        return 0
     console = Console()
     for table in tables(card):
         console.print(table)
@@ -94,6 +97,7 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument("--config", "-c", action="config", help="an experiment, or a file of experiments/data")
     parser.add_argument("--seed_everything", type=int, default=42, help="chooses the order of training records")
     parser.add_argument("--show", type=int, default=0, help="training rows to print, what is learned in ⟦brackets⟧")
+    parser.add_argument("--json", action="store_true", help="print the data card as JSON, for programs, and no tables")
     parser.add_argument("--out", type=Path | None, help="directory to write; prepared/EXPERIMENT by default")
     parser.add_class_arguments(FinetuneData, "data")
     parser.link_arguments("seed_everything", "data.seed")

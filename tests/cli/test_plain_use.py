@@ -1,0 +1,88 @@
+"""What a person meets in a terminal: a first line at once, a clean end by Ctrl-C, nothing where nobody looks."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftlab.networks import Network
+
+SLOW = """
+import pathlib, time
+def wait(columns):
+    pathlib.Path("reached").touch()
+    time.sleep(60)
+    return columns
+"""
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ftlab", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(done: Path, process: subprocess.Popen[str]) -> None:
+    while not done.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_prepare_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, data_path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("slow.py").write_text(SLOW)
+    options = ("--data.path", data_path, "--data.function", "slow.wait", "--model.network.path", network.path)
+    process = start("prepare", *options, "--out", "out")
+    wait_for(Path("reached"), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert (out, err) == ("", "ftlab: stopped by the user\n")
+    assert not list(Path("out").glob("*"))
+
+
+def test_ctrl_c_while_fit_is_being_imported(workplace: Path) -> None:
+    process = start("fit", "-c", "tiny.yaml")
+    assert process.stderr
+    began = time.monotonic()
+    assert process.stderr.readline() == "ftlab: fit tiny.yaml: importing torch and Lightning\n"
+    assert time.monotonic() - began < 5  # a second on a machine that does nothing else
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert (out, err) == ("", "ftlab: stopped by the user\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_compare_is_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    process = start("compare", "runs/a", "runs/b")
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert (out, err) == ("", "ftlab: stopped by the user\n")
+
+
+def test_programs_read_what_prepare_and_diff_print(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    prepared = ftlab("prepare", "-c", "tiny.yaml", "--out", "out", "--json")
+    assert prepared.code == 0, prepared.err
+    assert json.loads(prepared.out) == json.loads(Path("out/data_card.json").read_text())
+    for name, r in {"a": 2, "b": 4}.items():
+        run = Path("runs/e") / name
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_text(f"model: {{method: {{r: {r}}}}}\nrun: {{name: {name}}}\n")
+        (run / "provenance.json").write_text("{}")
+    apart = json.loads(ftlab("diff", "runs/e/a", "runs/e/b", "--json").out)
+    assert apart["runs"] == ["runs/e/a", "runs/e/b"]
+    assert apart["sections"]["configuration"]["differing"] == {"model.method.r": [2, 4]}
+    assert apart["sections"]["configuration"]["same"] is False
+    assert apart["sections"]["scores"]["same"] is None
