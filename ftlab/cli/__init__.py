@@ -26,6 +26,7 @@ VERBS = {
     "diff": "say in what two runs differ, and whether their results are equal",
     "jobs": "list the runs that are running or queued, and how far they are",
     "check-method": "try a method of your own on all that ftlab relies on",
+    "schema": "print every configuration key as a JSON Schema, by which editors complete and check YAML",
 }
 
 ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
@@ -45,6 +46,7 @@ _MODULES = {
     "diff": "ftlab.cli.diff",
     "jobs": "ftlab.cli.jobs",
     "check-method": "ftlab.cli.check_method",
+    "schema": "ftlab.cli.schema",
 }
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...
