@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo methods test check bench bench-long chaos lock clean
+.PHONY: help demo methods test check docs bench bench-long chaos lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -39,10 +39,13 @@ test-resume test-slow: OPTIONS := $(PARALLEL)
 test-%: $(INSTALLED)  ## the tests of one marker: test-resume, test-slurm, test-slow, test-gpu
 	$(ALONE) $(PYTEST) -m $* $(OPTIONS) || [ $$? -eq 5 ]  # 5: there are none
 
-check: $(INSTALLED)  ## ruff (lint and format) and mypy
+check: $(INSTALLED) docs  ## ruff (lint and format), mypy, and the site of docs/
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy ftlab
+
+docs: $(INSTALLED)  ## the site of docs/, into site/: open site/index.html
+	HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 
 # BENCH_DATA has t0_mix and e2e, BENCH_TOKENIZER 32,000 words or more, BENCH_NETWORK is tiny: see scripts/bench_suite.py.
 FOUND = $(if $(BENCH_DATA),--data '$(BENCH_DATA)') $(if $(BENCH_TOKENIZER),--tokenizer '$(BENCH_TOKENIZER)') \

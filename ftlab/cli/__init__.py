@@ -34,6 +34,7 @@ VERBS = {
     "init": "write a small project of your own: experiment, method, metric, tests, data",
     "completion": "have a shell complete verbs, options and runs",
     "import-config": "turn a configuration of TRL, LLaMA-Factory or Axolotl into one of ftlab's",
+    "schema": "print every configuration key as a JSON Schema, by which editors complete and check YAML",
 }
 
 ON_SLURM = """With --on slurm, or --on slurm:PROFILE, a job is submitted that trains, and is queued again until it has
@@ -60,6 +61,7 @@ _MODULES = {
     "init": "ftlab.cli.init",
     "completion": "ftlab.cli.completion",
     "import-config": "ftlab.cli.importing",
+    "schema": "ftlab.cli.schema",
 }
 
 _USAGE = """usage: ftlab [-h] [--version] [-v] VERB ...

@@ -1,0 +1,87 @@
+"""Tables on pages, out of the files that measurements have left under docs/results: nothing is typed twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METHODS = ("zeroshot", "full", "lora", "qlora")
+
+
+def _rows(file: Path) -> dict[str, dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return {row["method"]: row for row in csv.DictReader(opened)}
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def methods(results: Path) -> str:
+    """What the usual methods train, keep and reach, on both tasks on which all methods were tried."""
+    rows = []
+    for task, name in {"demo": "the demo, 1.0 M parameters", "e2e": "E2E, 0.26 M parameters"}.items():
+        measured = _rows(results / f"methods_{task}.csv")
+        for method in METHODS:
+            row = measured[method]
+            rows.append(
+                [
+                    f"{method}, {name}",
+                    f"{int(row['trained']):,}",
+                    f"{float(row['share']):.1%}",
+                    f"{int(row['model_bytes']) / 1e6:.2f} MB",
+                    f"{int(row['peak_memory_bytes']) / 1e6:,.0f} MB",
+                    f"{float(row['test_loss']):.3f}",
+                    f"{float(row['rouge_l']):.1f}",
+                ]
+            )
+    return _table(["", "trained", "share", "on disk", "memory of the process", "test loss", "ROUGE-L"], rows)
+
+
+def gpu_memory(results: Path) -> str:
+    """Peak memory on a GPU, by method, of two networks."""
+    lines = (results / "gpu_memory.jsonl").read_text(encoding="utf-8").splitlines()
+    measured: dict[tuple[str, str, str], dict[tuple[int, bool], float]] = {}
+    for line in map(json.loads, lines):
+        key = (line["network"], line["method"], line["precision"])
+        measured.setdefault(key, {})[line["length"], line["checkpointing"]] = line["memory"] / 1e9
+    columns = [(512, False), (512, True), (2048, False), (2048, True)]
+    head = ["", *(f"{length:,} tokens{', checkpointing' if again else ''}" for length, again in columns)]
+    rows = [
+        [f"{network}, {method}, {precision}", *(f"{found[column]:.1f} GB" for column in columns)]
+        for (network, method, precision), found in sorted(measured.items())
+    ]
+    return _table(head, rows)
+
+
+def _ratio(results: Path, network: str, method: str, other: str, **options: Any) -> float:
+    lines = map(json.loads, (results / "gpu_memory.jsonl").read_text(encoding="utf-8").splitlines())
+    options = {"network": network, "precision": "bf16-mixed"} | options
+    found = {
+        line["method"]: line["memory"] for line in lines if all(line[key] == value for key, value in options.items())
+    }
+    return found[method] / found[other]
+
+
+def memory_in_words(results: Path) -> str:
+    """How much less an adapter takes on a GPU."""
+    lora = _ratio(results, "llama-3.2-1b", "lora", "full", length=512, checkpointing=True)
+    long = _ratio(results, "llama-3.2-1b", "lora", "full", length=2048, checkpointing=False)
+    qlora = _ratio(results, "llama-3.1-8b", "qlora", "lora", length=512, checkpointing=True)
+    return (
+        f"Of Llama 3.2 1B, LoRA took {lora:.0%} of what full fine-tuning took at 2 rows of 512 tokens with "
+        f"checkpointing, and {long:.0%} at 2 rows of 2,048 without: the longer the rows, the more are activations, "
+        f"which an adapter does not save. Of Llama 3.1 8B, QLoRA took {qlora:.0%} of what LoRA took at 2 rows of 512 "
+        "tokens with checkpointing."
+    )
+
+
+FIGURES: dict[str, Callable[[Path], str]] = {
+    "methods": methods,
+    "gpu_memory": gpu_memory,
+    "memory_in_words": memory_in_words,
+}
