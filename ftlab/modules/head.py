@@ -248,7 +248,7 @@ class _Fused(torch.autograd.Function):
 
 def _piece(
     head: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor, parameters: Sequence[Tensor] | None
-) -> tuple[Tensor, tuple[Tensor | None, ...], int]:
+) -> tuple[Tensor, tuple[Tensor, ...], int]:
     """Summed loss of some rows; its gradients with respect to rows and `parameters`, none where these are None; and of
     how many rows the next piece should be."""
     with torch.set_grad_enabled(parameters is not None):
