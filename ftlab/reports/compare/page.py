@@ -16,7 +16,7 @@ from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.judged import Metric, answers
 from ftlab.reports.compare.series import LOSSES, bands
-from ftlab.reports.compare.tables import sentences, tables
+from ftlab.reports.compare.tables import Table, sentences, tables
 
 MOST_RECORDS = 2000
 """That a page holds: of more, those on which methods differ the most."""
@@ -28,12 +28,21 @@ _COSTS = {
 }
 
 
-def page(comparison: Comparison, groups: Sequence[Group]) -> str:
+def page(
+    comparison: Comparison,
+    groups: Sequence[Group],
+    title: str | None = None,
+    words: Sequence[str] = (),
+    more: Sequence[Table] = (),
+) -> str:
     """The page.
 
     Args:
         comparison: What it shows.
         groups: Its methods with their runs, in the order of its rows.
+        title: Its heading; by default the metric and how many methods there are.
+        words: Sentences of the reader's own, above those of the comparison.
+        more: Tables below those of the comparison.
 
     Raises:
         UserError: Curves or predictions of a run are damaged.
@@ -49,8 +58,9 @@ def page(comparison: Comparison, groups: Sequence[Group]) -> str:
     charts = [*_costs(comparison), *_curves(groups), *_lengths(told)]
     return engine.get_template("page.html.j2").render(
         comparison=comparison,
-        tables=tables(comparison),
-        sentences=sentences(comparison),
+        title=title,
+        tables=[*tables(comparison), *more],
+        sentences=[*words, *sentences(comparison)],
         charts=[(chart, Markup(chart.svg)) for chart in charts],
         series=range(1, SERIES + 1),
         answers=told,
