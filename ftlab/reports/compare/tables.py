@@ -83,13 +83,19 @@ def latex(comparison: Comparison) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """A line a method, with every number in full."""
-    lines = [_numbers(comparison, row) for row in comparison.rows]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
+    lines = numbers(comparison)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def numbers(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of each method every number in full, by the same names for all; None where there is none."""
+    lines = [_numbers(comparison, row) for row in comparison.rows]
+    names = dict.fromkeys(name for line in lines for name in line)
+    return [{name: line.get(name) for name in names} for line in lines]
 
 
 def _quality(comparison: Comparison) -> Table:
