@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy
 from markupsafe import Markup
 
+from ftlab.pages import filled
 from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
@@ -21,6 +21,7 @@ from ftlab.reports.compare.tables import Table, sentences, tables
 MOST_RECORDS = 2000
 """That a page holds: of more, those on which methods differ the most."""
 
+_TEMPLATE = Path(__file__).parent / "page.html.j2"
 _COSTS = {
     "peak_memory": ("peak memory, GB", 1e9),
     "training_seconds": ("training, s", 1.0),
@@ -47,16 +48,10 @@ def page(
     Raises:
         UserError: Curves or predictions of a run are damaged.
     """
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     told = _answers(comparison, groups)
     charts = [*_costs(comparison), *_curves(groups), *_lengths(told)]
-    return engine.get_template("page.html.j2").render(
+    return filled(
+        _TEMPLATE,
         comparison=comparison,
         title=title,
         tables=[*tables(comparison), *more],
