@@ -120,7 +120,7 @@ def work(study: Seeds, seeds: int, jobs: int, call: Callable[..., Any] = in_own_
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
-    return {method: search.result() for search, method in sorted(searches.items(), key=lambda each: each[1])}
+    return {method: search.result() for search, method in searches.items()}
 
 
 def rates_table(losses: dict[str, Losses]) -> Table:
