@@ -7,7 +7,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo methods test check docs bench bench-long chaos lock clean
+.PHONY: help demo study methods test check docs bench bench-long chaos lock clean
 
 INSTALLED := .venv/.installed
 # Tests reach no hub and upload nothing, whoever is logged in, and see what ftlab itself chooses for W&B.
@@ -19,6 +19,10 @@ help:  ## list the targets
 
 demo: $(INSTALLED)  ## train and compare zero-shot, full, LoRA and QLoRA on what ships with ftlab
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/demo.py
+
+study: $(INSTALLED)  ## full, LoRA and QLoRA with several seeds, and a page: docs/results/demo; on E2E with NETWORK=DIR DATA=DIR
+	HF_HUB_OFFLINE=1 .venv/bin/python scripts/study.py $(STUDY) $(if $(and $(NETWORK),$(DATA)), \
+		--task e2e --network '$(NETWORK)' --data '$(DATA)',--task demo)
 
 methods: $(INSTALLED)  ## train many methods alike and compare them; on E2E, too, with NETWORK=DIR DATA=DIR
 	HF_HUB_OFFLINE=1 .venv/bin/python scripts/methods.py --task demo --jobs 2

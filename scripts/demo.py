@@ -1,4 +1,4 @@
-"""The main job on what ships with ftlab: one network, one dataset, four methods, and a table that compares them.
+"""The main job on what ships with ftlab: one network, one dataset, four methods, and `ftlab compare` of them.
 
     python scripts/demo.py [--root runs] [OPTION …]
 
@@ -14,12 +14,10 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import main as ftlab
@@ -28,25 +26,6 @@ from ftlab.runs import Run
 TOP = Path(__file__).resolve().parent.parent
 METHODS = {"zeroshot": "zero-shot", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 RECORDS_SHOWN = 3
-
-
-@dataclass
-class Result:
-    """What one method came to."""
-
-    method: str
-    run: Run
-
-    @property
-    def cost(self) -> dict[str, Any]:
-        return self.run.record()["cost"]
-
-    @property
-    def scores(self) -> dict[str, float]:
-        return json.loads(self.run.scores.read_text())
-
-    def answers(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run.predictions("test").read_text().splitlines()]
 
 
 def fit_and_test(experiment: str, root: str, options: list[str]) -> None:
@@ -58,35 +37,19 @@ def fit_and_test(experiment: str, root: str, options: list[str]) -> None:
             raise SystemExit(code)
 
 
-def table(results: list[Result]) -> Table:
-    """One row a method."""
-    columns = ["trained", "share", "on disk", "peak memory", "val loss", "ROUGE-1", "ROUGE-2", "ROUGE-L", "seconds"]
-    table = Table("method", title=f"one pretrained network, {len(results[0].answers())} test records")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for result in results:
-        cost, scores = result.cost, result.scores
-        table.add_row(
-            METHODS[result.method],
-            f"{cost['trainable_parameters']:,}",
-            f"{cost['trainable_parameters'] / cost['parameters']:.1%}",
-            f"{cost['model_bytes'] / 1e6:.2f} MB",
-            f"{cost['peak_memory_bytes'] / 1e6:.0f} MB",
-            f"{scores['val_loss']:.3f}",
-            *(f"{scores[f'test_{name}']:.1f}" for name in ("rouge1", "rouge2", "rougeL")),
-            f"{cost['seconds']:.0f}",
-        )
-    return table
+def answers(run: Run) -> list[dict[str, Any]]:
+    """The test records as a run answered them."""
+    return [json.loads(line) for line in run.predictions("test").read_text(encoding="utf-8").splitlines()]
 
 
-def show_answers(results: list[Result], console: Console) -> None:
+def show_answers(runs: dict[str, Run], console: Console) -> None:
     """The first test records with every method's answer."""
-    answers = {result.method: result.answers() for result in results}
+    told = {method: answers(run) for method, run in runs.items()}
     for number in range(RECORDS_SHOWN):
-        record = answers["zeroshot"][number]
+        record = told["zeroshot"][number]
         console.print(Text(f"\n{record['prompt']}", style="dim"))
         print(f"  {'reference':<10} {record['references'][0]}")
-        for method, rows in answers.items():
+        for method, rows in told.items():
             print(f"  {METHODS[method]:<10} {' '.join(rows[number]['prediction'].split())}")
 
 
@@ -97,7 +60,7 @@ def main() -> None:
     os.chdir(TOP)
     # a network this small is bound by calls, not by products: a second thread only waits for the first
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    results = []
+    runs = {}
     for number, method in enumerate(METHODS, 1):
         experiment = f"demo_{method}"
         print(
@@ -105,11 +68,11 @@ def main() -> None:
         )
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             process.submit(fit_and_test, experiment, arguments.root, options).result()
-        results.append(Result(method, Run(Path(arguments.root) / experiment / "demo")))
-    console = Console() if sys.stdout.isatty() else Console(width=110)  # a file has no width: 80 would cut the names
-    console.print(table(results))
-    show_answers(results, console)
-    print("\nThe runs are in " + ", ".join(str(result.run.directory) for result in results))
+        runs[method] = Run(Path(arguments.root) / experiment / "demo")
+    show_answers(runs, Console())
+    words = ["compare", *(f"{METHODS[method]}={run.directory}" for method, run in runs.items()), "--baseline", "full"]
+    print(f"\nftlab {' '.join(words)}\n", flush=True)
+    raise SystemExit(ftlab(words))
 
 
 if __name__ == "__main__":

@@ -70,16 +70,18 @@ class Study:
         root: Directory of all runs.
         steps: Optimiser steps of the training whose end is scored.
         options: For `ftlab fit`, beside those of the configuration files: where network and data are.
+        kind: With which the names of its directories begin.
     """
 
     task: str
     root: Path
     steps: int
     options: tuple[str, ...] = ()
+    kind: str = "methods"
 
     @property
     def name(self) -> str:
-        return f"methods_{self.task}"
+        return f"{self.kind}_{self.task}"
 
     def run(self, method: str) -> Run:
         """The training to the end."""
@@ -100,7 +102,7 @@ class Study:
             rate: Learning rate in half decades; none where nothing is trained.
         """
         network = "demo" if self.task == "demo" else "gpt2"  # e2e: replaced by --network
-        files = ["base", f"network/{network}", f"data/{self.task}", f"method/{method}", f"studies/{self.name}"]
+        files = ["base", f"network/{network}", f"data/{self.task}", f"method/{method}", f"studies/methods_{self.task}"]
         words = [word for file in files for word in ("-c", f"experiments/{file}.yaml")]
         words += ["--run.root", str(self.root)]
         words += ["--run.experiment", run.directory.parent.name, "--run.name", run.directory.name]

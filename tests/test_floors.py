@@ -13,7 +13,7 @@ import ftlab.methods
 
 PACKAGE = Path(ftlab.__file__).parent
 FLOORS = [
-    {"__init__", "errors"},
+    {"__init__", "errors", "pages"},
     {"attention"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other

@@ -13,7 +13,7 @@ from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
 from ftlab.errors import UserError
 from ftlab.modules.activations import GradientCheckpointing
-from ftlab.planning import Device, Processes, Step, memory_of, plan, ways_on
+from ftlab.planning import Device, Processes, Step, memory_of, plan, size_in_bytes, ways_on
 
 
 def largest(config: dict[str, Any]) -> int:
@@ -23,10 +23,13 @@ def largest(config: dict[str, Any]) -> int:
         config: The experiment's, as plain data.
 
     Raises:
-        UserError: Not even one row fits, or it cannot be planned.
+        UserError: Not even one row fits, it cannot be planned, or there is less memory than it is to be given.
     """
-    config["data"]["micro_batch"] = None
+    budget = config["data"]["micro_batch_memory"]
+    config["data"] |= {"micro_batch": None, "micro_batch_memory": None}
     step, device, processes = _asked(config)
+    if budget is not None:
+        device = _no_more_than(budget, device)
     found = plan(step, device, processes)
     if not found.largest:
         raise UserError(
@@ -56,6 +59,22 @@ def first_way(config: dict[str, Any]) -> GradientCheckpointing:
         f"model.gradient_checkpointing auto: {step.batch.rows} rows of {step.batch.length:,} tokens do not fit "
         f"{device.name}, whatever is computed again: see ftlab plan, and lower data.batch_size or data.max_length"
     )
+
+
+def _no_more_than(budget: str, device: Device) -> Device:
+    """A device on which tensors may take so many bytes.
+
+    Raises:
+        UserError: It is no size, or more than there is.
+    """
+    size = size_in_bytes(budget)
+    if size is None:
+        raise UserError(f"data.micro_batch_memory is {budget!r}: give a size such as '20 GB' or '500 MB'")
+    if size > device.usable:
+        raise UserError(
+            f"data.micro_batch_memory is {budget}, and {device.name} has {device.usable / 1e9:.1f} GB for it"
+        )
+    return Device(f"data.micro_batch_memory {budget}", size, device.operations, is_gpu=False)  # all of it is usable
 
 
 def _asked(config: dict[str, Any]) -> tuple[Step, Device, Processes]:

@@ -75,6 +75,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
         for path in write_plots(Path(options.plots), comparison, groups):
             print(f"ftlab: wrote {path}", file=sys.stderr)
+    if options.wandb:
+        from ftlab.cli.wandb_comparison import tell_comparison  # which draws, and imports W&B
+
+        tell_comparison(options.wandb, comparison, groups)
     if printed is None:
         _print(comparison)
     else:
@@ -135,6 +139,9 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument("--plots", metavar="DIR", help="draw figures there, as PDF and PNG")
     parser.add_argument(
         "--html", metavar="FILE", help="write one page with figures and answers, which needs no network"
+    )
+    parser.add_argument(
+        "--wandb", metavar="PROJECT", help="log tables, figures and the page to this project of Weights & Biases"
     )
     return parser
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ftlab.cli.experiment import Experiment
 from ftlab.errors import UserError
@@ -53,6 +54,8 @@ def judge(experiment: Experiment, tasks: Sequence[str]) -> None:
     if trainer.world_size > 1:
         raise UserError(f"{_OPTION} judges in one process, and there would be {trainer.world_size}: give one device")
     network = experiment.open_trained(trainer.strategy.root_device)
+    # as Lightning has the run's weights; through a list, since transformers refuses a type for what is in 4 bits
+    trainer.precision_plugin.convert_module(nn.ModuleList([network]))
     tokenizer = experiment.model.pretrained.tokenizer()
     mixed = _MIXED.get(str(trainer.precision))
     found = evaluate(network, tokenizer, tasks, experiment.datamodule.eval_batch_size, mixed)

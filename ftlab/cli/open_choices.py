@@ -45,6 +45,8 @@ def split_batches(config: Any, largest: Callable[[], int]) -> None:
     """
     data, trainer = config.data, config.trainer
     wanted = data.micro_batch
+    if data.micro_batch_memory is not None and wanted != "auto":
+        raise UserError("data.micro_batch_memory is what data.micro_batch auto may take: give that, too, or neither")
     if wanted is None:
         return
     if data.batch_tokens is not None:
@@ -66,7 +68,7 @@ def split_batches(config: Any, largest: Callable[[], int]) -> None:
                     f"{wanted}: give one that is, or a share of an epoch such as 0.5"
                 )
             trainer[name] = count * data.batch_size // wanted
-    data.micro_batch, data.batch_size = None, wanted
+    data.micro_batch, data.micro_batch_memory, data.batch_size = None, None, wanted
     trainer.accumulate_grad_batches = rows // wanted
 
 

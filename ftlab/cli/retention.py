@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.provenance import network_fingerprint
 from ftlab.data.retained import RetentionData
 from ftlab.errors import UserError
 from ftlab.evaluation.retention import Measured, changes, lines
@@ -97,7 +98,7 @@ class Retention:
         module, trainer = experiment.model, experiment.trainer
         of: dict[str, Any] = {
             "set": self._data.key(name),
-            "network": asdict(module.pretrained),
+            "network": asdict(module.pretrained) | {"path": network_fingerprint(module.pretrained)},
             "base": str(module.method.quantization),
             "seed": module.seed if module.pretrained.random_weights else None,
             "precision": str(trainer.precision),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -85,19 +86,42 @@ def _mode(asked: str) -> str:
     return os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
 
 
+JOURNAL: dict[str, Any] = {
+    "console": "off",
+    "silent": True,
+    # its copies of git's diff and of the command line would hold the secrets that are in these: provenance.json has
+    # both without
+    "disable_git": True,
+    "disable_code": True,
+    "x_disable_meta": True,
+}
+"""Settings of each session."""
+
+
+def settled_mode(asked: str, place: Path, hint: str = "(wandb login changes that)") -> str:
+    """online, offline or disabled; of auto what is possible, and why it is offline is said.
+
+    Args:
+        asked: auto, or one of these.
+        place: Where it logs offline.
+        hint: How that is changed.
+    """
+    mode = _mode(asked)
+    if mode != "auto":
+        return mode
+    if _logged_in():
+        return "online"
+    print(f"ftlab: W&B logs offline into {place}: nobody is logged in {hint}", file=sys.stderr)
+    return "offline"
+
+
 def open_session(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> Session | None:
     """The W&B run of a run, or None where it is off. A run that goes on, or is scored, keeps its id."""
-    mode = _mode(options.mode)
+    mode = settled_mode(
+        options.mode, run.directory / "wandb", "(wandb login changes that, --wandb.mode disabled turns it off)"
+    )
     if mode == "disabled":
         return None
-    if mode == "auto":
-        mode = "online" if _logged_in() else "offline"
-        if mode == "offline":
-            print(
-                f"ftlab: W&B logs offline into {run.directory / 'wandb'}: nobody is logged in "
-                "(wandb login changes that, --wandb.mode disabled turns it off)",
-                file=sys.stderr,
-            )
     experiment, name = run.directory.parent.name, run.directory.name
     of_agent = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # what W&B takes in any case
     run_id = run.record().get("wandb_id") or of_agent or secrets.token_hex(4)
@@ -117,9 +141,7 @@ def open_session(options: WandbOptions, run: Run, config: Mapping[str, Any]) -> 
         tags=options.tags,
         notes=options.notes,
         config=dict(config),
-        # its copies of git's diff and of the command line would hold the secrets that are in these: provenance.json has
-        # both without
-        settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_meta=True),
+        settings=wandb.Settings(**JOURNAL),
     )
     session.define_metric("trainer/global_step")
     session.define_metric("*", step_metric="trainer/global_step", step_sync=True)

@@ -74,6 +74,7 @@ class FinetuneData(LightningDataModule):
         batch_tokens: Most tokens of a training batch on one device, padding counted, instead of batch_size.
         micro_batch: Records that a device computes at once, of the batch_size x trainer.accumulate_grad_batches of an
             optimiser step; auto is as many as ftlab plan finds room for. ftlab fit puts the two others in its place.
+        micro_batch_memory: That micro_batch auto may take by plan, such as '20 GB'; by default all that the device has.
         eval_batch_size: Records of an evaluation batch on one device; by default batch_size.
         validation_limit: Most rows that validation during training takes, evenly spaced over the split.
         test_limit: Most prompts that are scored, evenly spaced over the split.
@@ -118,6 +119,7 @@ class FinetuneData(LightningDataModule):
         batch_size: int = 8,
         batch_tokens: int | None = None,
         micro_batch: int | Literal["auto"] | None = None,
+        micro_batch_memory: str | None = None,
         eval_batch_size: int | None = None,
         validation_limit: int | None = None,
         test_limit: int | None = None,
@@ -145,7 +147,7 @@ class FinetuneData(LightningDataModule):
         for name, value in {"workers": workers, "seed": seed}.items():
             if value is not None and value < 0:
                 raise UserError(f"data.{name} is {value}; give 0 or more")
-        if micro_batch is not None:
+        if micro_batch is not None or micro_batch_memory is not None:
             raise UserError(
                 "data.micro_batch is for ftlab fit: give data.batch_size, and the trainer what it accumulates"
             )

@@ -12,15 +12,9 @@ from math import exp
 from typing import Any
 
 import numpy
-from numpy.typing import NDArray
 
+from ftlab.evaluation.resampling import RESAMPLES, Array, resampled
 from ftlab.evaluation.text_metrics import OF_A_CORPUS
-
-Array = NDArray[numpy.float64]
-
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-_AT_ONCE = 2**22  # numbers that are drawn together
 
 
 @dataclass(frozen=True)
@@ -105,29 +99,29 @@ def lines(before: Measured, after: Measured) -> Iterator[dict[str, Any]]:
 def interval(
     sums: Sequence[float],
     weights: Sequence[float] | None = None,
-    confidence: float = CONFIDENCE,
+    confidence: float = 0.95,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentiles of sum(sums) / sum(weights) over documents that are drawn with replacement.
+    """Percentiles of sum(sums) / sum(weights) over documents that are drawn with replacement, further out for few.
 
     Args:
         sums: Of each document, (documents,).
         weights: Likewise; by default 1 each, for a mean.
-        confidence: Share of the draws between them.
+        confidence: Share of other such sets whose number lies between them.
         resamples: How often documents are drawn.
         seed: Of the draws.
     """
-    values = numpy.stack([numpy.asarray(sums, float), numpy.ones(len(sums)) if weights is None else weights], axis=1)
-    generator = numpy.random.default_rng(seed)
-    drawn: list[Array] = []
-    most = max(1, _AT_ONCE // len(values))
-    for start in range(0, resamples, most):
-        counts = generator.multinomial(len(values), [1 / len(values)] * len(values), min(most, resamples - start))
-        drawn.append(counts @ values)
-    totals = numpy.concatenate(drawn)
-    low, high = numpy.quantile(totals[:, 0] / totals[:, 1], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    from ftlab.evaluation.statistics import percentiles  # whose scipy takes a while, and most runs retain nothing
+
+    pairs = numpy.stack([numpy.asarray(sums, float), numpy.ones(len(sums)) if weights is None else weights], axis=1)
+    [drawn] = resampled(pairs[None], _ratio, resamples, seed)
+    found = percentiles(drawn, len(pairs), confidence)
+    return found.low, found.high
+
+
+def _ratio(sums: Array) -> Array:
+    return sums[..., 0] / sums[..., 1]
 
 
 def _change(

@@ -204,15 +204,16 @@ def sample(
 
 def estimate(one: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """The mean of a method over its seeds, with intervals."""
-    return _estimated(one.mean, _spread(one), _percentiles(_means(one), one.records, confidence), one.drawn, confidence)
+    means = _means(one)
+    over_records = None if means is None else percentiles(means, one.records, confidence)
+    return _estimated(one.mean, _spread(one), over_records, one.drawn, confidence)
 
 
 def difference(one: Sample, other: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """How much more the first has than the second, with intervals."""
     mine, theirs = _means(one), _means(other)
-    over_records = _percentiles(
-        mine - theirs if mine is not None and theirs is not None else None, one.records, confidence
-    )
+    known = mine is not None and theirs is not None
+    over_records = percentiles(mine - theirs, one.records, confidence) if known else None  # type: ignore[operator]
     return _estimated(
         one.mean - other.mean, _spread_of_two(one, other), over_records, one.drawn or other.drawn, confidence
     )
@@ -283,13 +284,17 @@ def _estimated(
     return Estimate(value, over_seeds, over_records, _interval(value, spread.both, confidence))
 
 
-def _percentiles(means: Array | None, records: int, confidence: float) -> Interval | None:
-    """Those of the bootstrap, further out for few records, of which the plain ones say too little (Hesterberg 2015)."""
-    if means is None:
-        return None
+def percentiles(drawn: Array, records: int, confidence: float = CONFIDENCE) -> Interval:
+    """Those of the bootstrap, further out for few records, of which the plain ones say too little (Hesterberg 2015).
+
+    Args:
+        drawn: What came of each draw, (resamples,).
+        records: That were drawn from.
+        confidence: Share of other such sets of records whose number lies between them.
+    """
     others = max(1, records - 1)
     tail = stats.norm.cdf(-math.sqrt(records / others) * stats.t.ppf((1 + confidence) / 2, others))
-    low, high = numpy.quantile(means, [tail, 1 - tail])
+    low, high = numpy.quantile(drawn, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

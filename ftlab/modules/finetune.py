@@ -28,6 +28,7 @@ from ftlab.modules.outcomes import Outcome, can_be_guarded, guard
 from ftlab.modules.packs import attend_to_packs
 from ftlab.modules.refusals import (
     refuse_long_rows,
+    refuse_long_windows,
     refuse_other_base,
     refuse_preferences,
     refuse_scaled_gradients,
@@ -154,6 +155,8 @@ class FinetuneModule(JudgedModule):
             refuse_long_rows(self.network, self.pretrained, self.data)
             if self.compiled:
                 compile_blocks(self.network)
+        elif self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+            refuse_long_windows(self.network, self.pretrained, self.data)
         share_only(self, self.trained_names())
 
     def _batches(self, device: torch.device) -> Iterator[dict[str, Tensor]]:

@@ -85,12 +85,7 @@ def refuse_long_rows(network: nn.Module, pretrained: Network, data: FinetuneData
     virtual, context = virtual_tokens(network), pretrained.context_length()
     if not virtual or context is None:
         return
-    for kept in data.retained.sets:
-        if data.retained.window(kept) + virtual > context:
-            raise UserError(
-                f"{kept.key}: the method puts {virtual} tokens of its own before each window, and the network's "
-                f"context is {context}: set window to {context - virtual} or less"
-            )
+    refuse_long_windows(network, pretrained, data)
     longest = data.encoder.max_length if data.streaming else int(data.rows("train").lengths.max())
     assert longest is not None  # the context, where nothing else is said
     if longest + virtual > context:
@@ -98,3 +93,20 @@ def refuse_long_rows(network: nn.Module, pretrained: Network, data: FinetuneData
             f"data.max_length: the method puts {virtual} tokens of its own before each row, the longest row has "
             f"{longest} and the network's context is {context}: set data.max_length to {context - virtual}"
         )
+
+
+def refuse_long_windows(network: nn.Module, pretrained: Network, data: FinetuneData) -> None:
+    """Virtual tokens and each window of a retention set must fit into the context together.
+
+    Raises:
+        UserError: They do not.
+    """
+    virtual, context = virtual_tokens(network), pretrained.context_length()
+    if not virtual or context is None:
+        return
+    for kept in data.retained.sets:
+        if data.retained.window(kept) + virtual > context:
+            raise UserError(
+                f"{kept.key}: the method puts {virtual} tokens of its own before each window, and the network's "
+                f"context is {context}: set window to {context - virtual} or less"
+            )

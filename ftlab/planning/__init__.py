@@ -1,7 +1,7 @@
 """What an experiment takes before it runs: memory by part, the largest micro-batch, time and disk; of one process or
 many."""
 
-from ftlab.planning.devices import DEVICES, Device, device_named, operations_of
+from ftlab.planning.devices import DEVICES, Device, device_named, operations_of, size_in_bytes
 from ftlab.planning.ledger import PARTS, Ledger, Part
 from ftlab.planning.plan import Plan, Processes, memory_of, plan, ways_on
 from ftlab.planning.processes import Cost, Shape, Weights, ddp, fsdp, fsdp2
@@ -32,6 +32,7 @@ __all__ = [
     "plan",
     "rehearse",
     "shape_of",
+    "size_in_bytes",
     "skeleton",
     "ways_on",
     "without_values",

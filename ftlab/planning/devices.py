@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ftlab.errors import UserError
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(GB|GiB)", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(MB|MiB|GB|GiB)", re.IGNORECASE)
+_UNITS = {"mb": 1e6, "mib": 2.0**20, "gb": 1e9, "gib": 2.0**30}
 _CONTEXT = 0.6e9
 _IN_PIECES = 0.03
 
@@ -56,14 +57,20 @@ DEVICES = (
 """With the memory that their drivers report, where the memory check of the card (ECC) has taken its part."""
 
 
+def size_in_bytes(text: str) -> float | None:
+    """Of a size such as "24 GB" or "500 MiB"; None of any other text."""
+    size = _SIZE.fullmatch(text.strip())
+    return float(size[1]) * _UNITS[size[2].lower()] if size else None
+
+
 def device_named(name: str) -> Device:
     """A device by its name, or one of so much memory, such as "24 GB".
 
     Raises:
         UserError: There is no such name.
     """
-    if size := _SIZE.fullmatch(name.strip()):
-        return Device(name.strip(), float(size[1]) * (_GIB if size[2].lower() == "gib" else 1e9))
+    if (size := size_in_bytes(name)) is not None:
+        return Device(name.strip(), size)
     by_name = {_plain(device.name): device for device in DEVICES}
     plain = _plain(name)
     if plain in by_name:

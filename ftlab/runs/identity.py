@@ -23,7 +23,7 @@ _NOT_PART_OF_A_RUN = (
     "data.cache",
 )
 # Keys that came later, and the values by which nothing is other than before: runs without them are the same runs.
-_AS_BEFORE = {"model.compile": False, "data.micro_batch": None}
+_AS_BEFORE = {"model.compile": False, "data.micro_batch": None, "data.micro_batch_memory": None}
 # But this: it says which weights are kept.
 _PART_OF_A_RUN = ("run.checkpoints.best_by", "run.checkpoints.best_is")
 

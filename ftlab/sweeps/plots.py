@@ -10,18 +10,19 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from ftlab.errors import UserError
+from ftlab.pages import filled
 from ftlab.runs import write_atomically
 from ftlab.runs.files import write_whole
 from ftlab.sweeps.ledger import RESULT, SAID
 from ftlab.sweeps.status import STATES, status
 from ftlab.sweeps.study import Study, current
 
+_TEMPLATE = Path(__file__).parent / "trials.html.j2"
 _AT_LEAST = 2
 """Trials without which there is nothing to compare."""
 _DRAWS = {"importance": "plot_param_importances", "parallel": "plot_parallel_coordinate"}
@@ -72,15 +73,9 @@ def _drawn(function: str, compared: optuna.Study, metric: str) -> bytes:
 
 
 def _page(study: Study, images: dict[str, bytes]) -> str:
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shares = importances(study)
-    return engine.get_template("trials.html.j2").render(
+    return filled(
+        _TEMPLATE,
         now=status(study),
         directory=study.directory.path,
         states=STATES,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_file
+from wandb_file import logged
 from written_runs import write_method, write_run
 
 Command = Callable[..., Any]
@@ -62,6 +64,35 @@ def test_every_format_is_printed_and_written(ftlab: Command) -> None:
         assert printed.code == 0
         assert printed.out == Path(path).read_text()
     assert len(list(csv.DictReader(Path(files["csv"]).read_text().splitlines()))) == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_wandb_is_given_the_tables_the_figures_and_the_page(ftlab: Command, nobody_logged_in: None) -> None:
+    answer = ftlab("compare", "runs/*", "--csv", "all.csv", "--wandb", "evidence")
+    assert answer.code == 0, answer.err
+    assert "W&B logs offline into wandb" in answer.err
+    [file] = logged(".")
+    [run] = wandb_file.of_kind(file, "run")
+    assert (run.project, run.job_type) == ("evidence", "compare")
+    assert "lora" in run.notes
+    [row] = [row for row in wandb_file.rows(file) if "comparison.path" in row]
+    files = file.parent / "files"
+    told = json.loads((files / row["comparison.path"]).read_text())
+    for line, written in zip(told["data"], csv.DictReader(Path("all.csv").read_text().splitlines()), strict=True):
+        assert told["columns"] == list(written)
+        assert ["" if value is None else str(value) for value in line] == list(written.values())
+    quality = json.loads((files / row["quality.path"]).read_text())
+    assert quality["columns"][:3] == ["method", "seeds", "test_rougeL"]
+    assert [line[0] for line in quality["data"]] == ["full", "lora"]
+    for figure in ("score_memory", "train_loss"):
+        assert (files / row[f"{figure}.path"]).read_bytes().startswith(b"\x89PNG")
+    assert "<title>test_rougeL: full, lora</title>" in (files / row["page.path"]).read_text()
+
+
+@pytest.mark.usefixtures("two")
+def test_where_wandb_is_turned_off_nothing_is_logged(refused: Callable[..., str], monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert "WANDB_MODE is disabled" in refused("compare", "runs/*", "--wandb", "evidence")
 
 
 @pytest.mark.usefixtures("two")

@@ -11,6 +11,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftlab.evaluation.harness import HarnessResults
+
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed")
 QUESTIONS = {
     "Who came?": ["Zeno", "Mara", "Olga"],
@@ -110,3 +112,30 @@ def test_without_the_package_nothing_is_opened(
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "lm_eval" else find_spec(name))
     assert "is not installed: pip install" in refused("test", "-c", "nowhere.yaml", "--harness", "hellaswag")
+
+
+@pytest.mark.parametrize(
+    ("precision", "weights", "mixed"),
+    [("32-true", torch.float32, None), ("bf16-true", torch.bfloat16, None), ("bf16-mixed", torch.float32, "bfloat16")],
+)
+def test_the_network_is_given_in_the_precision_of_the_run(
+    precision: str,
+    weights: torch.dtype,
+    mixed: str | None,
+    finished: Callable[[str], Path],
+    ftlab: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All but the package, which need not be there."""
+    given: list[Any] = []
+
+    def evaluate(network: Any, tokenizer: Any, tasks: Any, batch_size: int, mixed: str | None) -> HarnessResults:
+        given.append(({weight.dtype for weight in network.parameters()}, mixed))
+        return HarnessResults({}, {"lm_eval": "0", "tasks": {}})
+
+    monkeypatch.setattr("ftlab.cli.harness.refuse_without_harness", lambda: None)
+    monkeypatch.setattr("ftlab.cli.harness.evaluate", evaluate)
+    words = ("--harness", "x", "--trainer.precision", precision)
+    answer = ftlab("test", "-c", finished("lora") / "config.yaml", *words)
+    assert answer.code == 0, answer.err
+    assert given == [({weights}, mixed)]

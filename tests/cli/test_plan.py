@@ -118,7 +118,7 @@ def test_help_lists_its_options(ftlab: Any) -> None:
 
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 100))
 def test_the_batch_of_a_step_stays(batch: int, accumulate: int, most: int) -> None:
-    data = Namespace(micro_batch="auto", batch_size=batch, batch_tokens=None)
+    data = Namespace(micro_batch="auto", micro_batch_memory=None, batch_size=batch, batch_tokens=None)
     trainer = Namespace(accumulate_grad_batches=accumulate, val_check_interval=0.5, limit_train_batches=None)
     config = Namespace(data=data, trainer=trainer)
     split_batches(config, lambda: most)
@@ -132,10 +132,11 @@ def test_the_batch_of_a_step_stays(batch: int, accumulate: int, most: int) -> No
     ({"micro_batch": 3}, "data.micro_batch is 3, and an optimiser step has 8 rows"),
     ({"micro_batch": 0}, "data.micro_batch is 0, and an optimiser step has 8 rows"),
     ({"micro_batch": 8}, "trainer.val_check_interval is 3 micro-batches of 4 rows, which is no number of such of 8"),
+    ({"micro_batch": 2, "micro_batch_memory": "1 GB"}, "data.micro_batch_memory is what data.micro_batch auto"),
     ({"micro_batch": 2, "batch_tokens": 100}, "data.micro_batch counts rows, and data.batch_tokens tokens"),
 ])  # fmt: skip
 def test_a_batch_that_does_not_go_into_such_pieces(batches: dict[str, Any], said: str) -> None:
-    data = Namespace(**{"batch_size": 4, "batch_tokens": None} | batches)
+    data = Namespace(**{"batch_size": 4, "batch_tokens": None, "micro_batch_memory": None} | batches)
     trainer = Namespace(accumulate_grad_batches=2, val_check_interval=3, limit_train_batches=None)
     config = Namespace(data=data, trainer=trainer)
     with pytest.raises(UserError, match=said):
@@ -172,6 +173,20 @@ def test_auto_takes_what_fits(workplace: Path, ftlab: Any, monkeypatch: pytest.M
         assert ftlab(*command, "--run.name", f"rows{rows}").code == 0
         (run,) = Path("runs").glob(f"*/rows{rows}")
         assert yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"] == rows
+
+
+def test_auto_takes_no_more_than_it_is_given(workplace: Path, ftlab: Any, refused: Any) -> None:
+    assert ftlab("plan", "-c", "tiny.yaml", "--batches", 2, "--json", "found.json").code == 0
+    bytes_of_two = json.loads(Path("found.json").read_text())[0]["peak"]
+    words = ["fit", "-c", "tiny.yaml", "--data.micro_batch", "auto", "--trainer.max_steps", 1, "--run.name", "run"]
+    words.append("--data.micro_batch_memory")
+    assert ftlab(*words, f"{1.02 * bytes_of_two / 1e6:.3f} MB").code == 0
+    config = yaml.safe_load(next(Path("runs").glob("*/run/config.yaml")).read_text())
+    assert (config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]) == (2, 2)
+    assert (config["data"]["micro_batch"], config["data"]["micro_batch_memory"]) == (None, None)
+    assert "not one row of 128 tokens fits data.micro_batch_memory 0.1 MB" in refused(*words, "0.1 MB")
+    assert "give a size such as '20 GB'" in refused(*words, "much")
+    assert "this machine's CPU has " in refused(*words, "900000 GB")
 
 
 # ---------------------------------------------------------------- memory that runs out

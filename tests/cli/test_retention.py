@@ -1,6 +1,7 @@
 """Retention sets on the command line: measured before and after, kept, added later, refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from ftlab.modules import retention
+from ftlab.networks import Network
 from ftlab.runs import Run
 
 KNOWN = ["Mara has twenty golden lamps", "Olga came to see Viktor at the old mill", "It was a cold day"]
@@ -120,6 +122,21 @@ def test_another_text_under_the_same_name_is_measured_anew(
     assert of("known")["retention_known_loss_before"] != first["retention_known_loss_before"]
 
 
+def test_a_base_is_known_by_what_is_in_it(
+    ftlab: Callable[..., Any], known: Any, opened: list[Any], network: Network
+) -> None:
+    shutil.copytree(network.path, "base")
+    assert ftlab("fit", *known, *RUN, "--model.network.path", "base").code == 0
+    first = of("known")["retention_known_loss_before"]
+    assert ftlab("test", "-c", "runs/tiny/run/config.yaml").code == 0
+    assert opened == [["known", "task"]]
+    told = json.loads(Path("base/config.json").read_text())
+    Path("base/config.json").write_text(json.dumps(told | {"rms_norm_eps": 0.5}))
+    answer = ftlab("test", "-c", "runs/tiny/run/config.yaml")
+    assert opened == [["known", "task"]] * 2, answer.err
+    assert of("known")["retention_known_loss_before"] != first
+
+
 def test_zero_shot_forgets_nothing(ftlab: Callable[..., Any], known: Any) -> None:
     assert ftlab("fit", *known, *RUN, "--model.method", "ZeroShot").code == 0
     assert of("known")["retention_known_loss_change"] == 0
@@ -158,3 +175,13 @@ def test_virtual_tokens_must_fit_beside_a_window(refused: Callable[..., str], kn
     said = refused("fit", *known, *RUN, "--model.method", json.dumps(method))
     assert "data.retention known: the method puts 8 tokens of its own before each window" in said
     assert "set window to 120 or less" in said
+
+
+def test_in_a_set_that_is_added_later_too(refused: Callable[..., str], ftlab: Callable[..., Any], known: Any) -> None:
+    config = {"class_path": "peft.PromptTuningConfig", "init_args": {"num_virtual_tokens": 8}}
+    method = {"class_path": "ftlab.methods.Peft", "init_args": {"config": config}}
+    short = ("--data.max_length", "100")
+    assert ftlab("fit", *RUN, *short, "--model.method", json.dumps(method), "--trainer.max_steps", "1").code == 0
+    said = refused("test", "-c", "runs/tiny/run/config.yaml", *known)
+    assert "set window to 120 or less" in said
+    assert not Path("runs/tiny/run/scores.json").exists()

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,10 @@ from typing import Any
 import pytest
 import wandb_file
 import yaml
+from wandb_file import logged
 from wandb_stub import ENTITY, PROJECT, WandbStub, wandb_server
 
 TOP = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def nobody_logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", "/dev/null")
-
-
-def logged(run: str, exits: int = 1) -> list[Path]:
-    """The files of W&B, whose own process may still write the last of them."""
-    files = sorted(Path(run).glob("wandb/offline-run-*/*.wandb"))
-    until = time.monotonic() + 60
-    while sum(len(wandb_file.of_kind(file, "exit")) for file in files) < exits and time.monotonic() < until:
-        time.sleep(0.1)
-    return files
 
 
 def curve(run: str) -> dict[int, float]:

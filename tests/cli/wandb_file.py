@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,3 +45,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def values(items: Any) -> dict[str, Any]:
     """Items with dotted keys."""
     return {".".join([*item.nested_key, item.key]).strip("."): json.loads(item.value_json) for item in items}
+
+
+def logged(run: str, exits: int = 1) -> list[Path]:
+    """The files of W&B, whose own process may still write the last of them."""
+    files = sorted(Path(run).glob("wandb/offline-run-*/*.wandb"))
+    until = time.monotonic() + 60
+    while sum(len(of_kind(file, "exit")) for file in files) < exits and time.monotonic() < until:
+        time.sleep(0.1)
+    return files

@@ -27,14 +27,14 @@ def test_the_demo_ends_with_the_table_and_the_answers(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    for column in ("method", "trained", "on disk", "peak memory", "val loss", "ROUGE-L", "seconds"):
-        assert column in done.stdout
-    for method in ("zero-shot", "full", "LoRA", "QLoRA"):
-        rows = [line for line in done.stdout.splitlines() if line.startswith(f"│ {method} ")]
-        assert len(rows) == 1
-        answers = [line for line in done.stdout.splitlines() if line.startswith(f"  {method} ")]
-        assert len(answers) == 3
-    assert done.stdout.count("\n  reference ") == 3
+    answers, _, compared = done.stdout.partition("\nftlab compare ")
+    for column in ("method", "test_rougeL", "trained", "on disk", "peak memory", "training"):
+        assert column in compared
+    for method, tables in {"zero-shot": 3, "full": 2, "LoRA": 3, "QLoRA": 3}.items():  # full is the baseline
+        rows = [line for line in compared.splitlines() if line.startswith(f"{method}  ")]
+        assert len(rows) == tables
+        assert f"{method}={tmp_path}/runs/demo_" in compared.splitlines()[0]
+        assert len([line for line in answers.splitlines() if line.startswith(f"  {method} ")]) == 3
+    assert answers.count("\n  reference ") == 3
     for name in ("zeroshot", "full", "lora", "qlora"):
-        assert f"{tmp_path}/runs/demo_{name}/demo" in done.stdout.splitlines()[-1]
         assert (tmp_path / f"runs/demo_{name}/demo/scores.json").is_file()

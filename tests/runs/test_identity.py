@@ -7,7 +7,8 @@ BEFORE = {"model": {"method": {"class_path": "m"}}, "data": {"batch_size": 4}}
 
 def test_a_key_that_came_later_makes_no_other_run_where_nothing_is_other() -> None:
     """Of a configuration that was written before there was such a key."""
-    now = {"model": {**BEFORE["model"], "compile": False}, "data": {**BEFORE["data"], "micro_batch": None}}
+    data = {**BEFORE["data"], "micro_batch": None, "micro_batch_memory": None}
+    now = {"model": {**BEFORE["model"], "compile": False}, "data": data}
     assert differences(identity(BEFORE), identity(now)) == {}
     assert short_hash(now) == short_hash(BEFORE)
     compiled = {**now, "model": {**now["model"], "compile": True}}

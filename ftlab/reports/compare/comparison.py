@@ -24,6 +24,7 @@ from ftlab.reports.compare.judged import (
     refuse_unequal_tuning,
     refuse_unfinished,
 )
+from ftlab.reports.compare.origin import origin
 from ftlab.runs.identity import flat
 
 _FORGETTING = re.compile(r"retention_(.+)_loss_change")
@@ -127,6 +128,7 @@ class Comparison:
         rows: A method each, in the order in which they were named.
         equal: Of steps, tokens, time and memory what was the same for all methods that are trained.
         notes: What a reader must know beside the table.
+        origin: When, by which code, where and with what the runs were made.
     """
 
     metric: str
@@ -140,6 +142,7 @@ class Comparison:
     rows: tuple[Row, ...]
     equal: tuple[str, ...]
     notes: tuple[str, ...]
+    origin: tuple[str, ...]
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -198,6 +201,7 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
         rows=tuple(rows),
         equal=tuple(equal(groups, found)),
         notes=(*notes, *_caveats(groups, metric, samples)),
+        origin=origin(groups),
     )
     return comparison, groups
 

@@ -7,20 +7,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy
 from markupsafe import Markup
 
+from ftlab.pages import filled
 from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.judged import Metric, answers
 from ftlab.reports.compare.series import LOSSES, bands
-from ftlab.reports.compare.tables import sentences, tables
+from ftlab.reports.compare.tables import Table, sentences, tables
 
 MOST_RECORDS = 2000
 """That a page holds: of more, those on which methods differ the most."""
 
+_TEMPLATE = Path(__file__).parent / "page.html.j2"
 _COSTS = {
     "peak_memory": ("peak memory, GB", 1e9),
     "training_seconds": ("training, s", 1.0),
@@ -28,29 +29,33 @@ _COSTS = {
 }
 
 
-def page(comparison: Comparison, groups: Sequence[Group]) -> str:
+def page(
+    comparison: Comparison,
+    groups: Sequence[Group],
+    title: str | None = None,
+    words: Sequence[str] = (),
+    more: Sequence[Table] = (),
+) -> str:
     """The page.
 
     Args:
         comparison: What it shows.
         groups: Its methods with their runs, in the order of its rows.
+        title: Its heading; by default the metric and how many methods there are.
+        words: Sentences of the reader's own, above those of the comparison.
+        more: Tables below those of the comparison.
 
     Raises:
         UserError: Curves or predictions of a run are damaged.
     """
-    engine = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     told = _answers(comparison, groups)
     charts = [*_costs(comparison), *_curves(groups), *_lengths(told)]
-    return engine.get_template("page.html.j2").render(
+    return filled(
+        _TEMPLATE,
         comparison=comparison,
-        tables=tables(comparison),
-        sentences=sentences(comparison),
+        title=title,
+        tables=[*tables(comparison), *more],
+        sentences=[*words, *sentences(comparison)],
         charts=[(chart, Markup(chart.svg)) for chart in charts],
         series=range(1, SERIES + 1),
         answers=told,

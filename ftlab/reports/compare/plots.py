@@ -30,8 +30,10 @@ _MARKS, _LINES = "os^Dv", ("-", "--", ":", "-.")
 FORMATS = ("pdf", "png")
 
 
-def write_plots(directory: Path, comparison: Comparison, groups: Sequence[Group]) -> list[Path]:
-    """Writes each figure as PDF and PNG.
+def write_plots(
+    directory: Path, comparison: Comparison, groups: Sequence[Group], formats: Sequence[str] = FORMATS
+) -> list[Path]:
+    """Writes each figure, by default as PDF and PNG.
 
     Raises:
         UserError: The directory cannot be written.
@@ -39,7 +41,7 @@ def write_plots(directory: Path, comparison: Comparison, groups: Sequence[Group]
     drawn = {
         directory / f"{name}.{kind}": _bytes(figure, kind)
         for name, figure in figures(comparison, groups).items()
-        for kind in FORMATS
+        for kind in formats
     }
     try:
         return [write_whole(path, lambda file, image=image: file.write(image)) for path, image in drawn.items()]  # type: ignore[misc]

@@ -33,7 +33,7 @@ def sentences(comparison: Comparison) -> list[str]:
     told = [row.versus.sentence for row in comparison.rows if row.versus]
     if comparison.equal:
         told.append(f"equal for all methods that are trained: {', '.join(comparison.equal)}")
-    return [*told, *comparison.notes, *how(comparison)]
+    return [*told, *comparison.notes, *how(comparison), *comparison.origin]
 
 
 def how(comparison: Comparison) -> list[str]:
@@ -52,10 +52,10 @@ def how(comparison: Comparison) -> list[str]:
     return said
 
 
-def markdown(comparison: Comparison) -> str:
-    """The tables and the sentences."""
+def markdown(comparison: Comparison, more: Sequence[Table] = ()) -> str:
+    """The tables, of the comparison and others, and the sentences."""
     parts = []
-    for table in tables(comparison):
+    for table in (*tables(comparison), *more):
         header, *rows = [[_escaped(cell, "|") for cell in line] for line in (table.header, *table.rows)]
         rule = f"|---|{'---:|' * (len(header) - 1)}"
         parts.append("\n".join([f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]))
@@ -83,13 +83,19 @@ def latex(comparison: Comparison) -> str:
 
 def csv_text(comparison: Comparison) -> str:
     """A line a method, with every number in full."""
-    lines = [_numbers(comparison, row) for row in comparison.rows]
-    columns = list(dict.fromkeys(name for line in lines for name in line))
+    lines = numbers(comparison)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def numbers(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of each method every number in full, by the same names for all; None where there is none."""
+    lines = [_numbers(comparison, row) for row in comparison.rows]
+    names = dict.fromkeys(name for line in lines for name in line)
+    return [{name: line.get(name) for name in names} for line in lines]
 
 
 def _quality(comparison: Comparison) -> Table:
