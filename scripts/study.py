@@ -5,7 +5,7 @@
 
 The learning rate of each method is searched as scripts/methods.py does, by trainings of a quarter of the steps with one
 seed; then it trains with others and is scored on test records and, on the demo, on what it must not forget. What `ftlab
-compare` makes of that goes into docs/results/TASK: README.md, index.html, comparison.csv, comparison.json, figures.
+compare` makes of that goes into docs/results/TASK: README.md, comparison.html, comparison.csv and .json, figures.
 
 Stopped and started again, it goes on: a run is named by what makes it.
 """
@@ -172,20 +172,20 @@ def write(out: Path, study: Seeds, losses: dict[str, Losses], seeds: int, jobs: 
     figures = write_plots(out, comparison, groups, ["png"])
     text = [f"# {title}", "\n".join(f"- {sentence}" for sentence in told)]
     text += [
-        "[The page with figures and answers](index.html) is to be opened in a browser; all numbers in full are in "
+        "[The page with figures and answers](comparison.html) is to be opened in a browser; all numbers in full are in "
         "[comparison.csv](comparison.csv) and [comparison.json](comparison.json)."
     ]
     text += [markdown(comparison, more).rstrip()]
     text += [f"![{figure.stem.replace('_', ' ')}]({figure.name})" for figure in figures]
     files = {
         "README.md": "\n\n".join(text) + "\n",
-        "index.html": page(comparison, groups, title, told, more),
+        "comparison.html": page(comparison, groups, title, told, more),
         "comparison.csv": csv_text(comparison),
         "comparison.json": json.dumps(comparison.plain(), indent=2, ensure_ascii=False) + "\n",
     }
     for name, content in files.items():
         write_atomically(out / name, content)
-    return out / "index.html"
+    return out / "comparison.html"
 
 
 def main() -> None:

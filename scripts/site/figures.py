@@ -80,8 +80,27 @@ def memory_in_words(results: Path) -> str:
     )
 
 
+def study(results: Path) -> str:
+    """What the study of the demo says of scores over seeds, and of what was forgotten."""
+    comparison = json.loads((results / "demo" / "comparison.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in comparison["rows"]:
+        score, between = row["score"], row["score"]["over_both"]
+        rows.append(
+            [
+                row["name"],
+                str(len(row["seeds"])) if row["drawn"] else "none",
+                f"{score['value']:.1f}",
+                f"{between['low']:.1f} to {between['high']:.1f}",
+                *(f"{change:+.2f}" for change in row["forgetting"].values()),
+            ]
+        )
+    return _table(["", "seeds", "ROUGE-L", "95 % interval", "forgetting, nats a token"], rows)
+
+
 FIGURES: dict[str, Callable[[Path], str]] = {
     "methods": methods,
     "gpu_memory": gpu_memory,
     "memory_in_words": memory_in_words,
+    "study": study,
 }

@@ -81,7 +81,7 @@ def test_what_is_written_says_what_the_runs_do(study: Any, tmp_path: Path, monke
             Run(run.directory).note(data=Run(run.directory).record()["data"] | {"train_rows": 3000})
     write_run(made.trial("full", -5).directory, [1.0] * 40, seed=42)
     page = study.write(tmp_path / "out", made, LOSSES, 2, 2, "make study")
-    assert page == tmp_path / "out/index.html"
+    assert page == tmp_path / "out/comparison.html"
     text = (tmp_path / "out/README.md").read_text()
     for said in (
         "# Zero-shot, full, LoRA and QLoRA: demo",
@@ -132,6 +132,6 @@ def test_the_command_ends_with_the_page_and_again_with_the_same(scripts: Path, t
         done = subprocess.run(
             [sys.executable, scripts / "study.py", *words], capture_output=True, text=True, check=True
         )
-        assert done.stdout == f"{tmp_path}/out/index.html\n"
+        assert done.stdout == f"{tmp_path}/out/comparison.html\n"
         pages.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
     assert pages[0] == pages[1]
