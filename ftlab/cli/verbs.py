@@ -56,8 +56,6 @@ def fit(experiment: Experiment) -> None:
         if run.finished_as(config):
             _say(f"{run.directory} has finished; another --run.name repeats it")
             return
-        if owner:
-            _say(f"run {run.directory}")
         experiment.datamodule.setup("fit")
         _say_what_trains(experiment)
         retention = Retention(experiment)

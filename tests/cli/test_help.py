@@ -55,5 +55,5 @@ def test_version(ftlab: Callable[..., Any]) -> None:
 def test_help_of_a_verb(verb: str, ftlab: Callable[..., Any]) -> None:
     answer = ftlab(verb, "--help")
     assert answer.code == 0
-    assert answer.out.startswith(f"usage: ftlab {verb} ")
+    assert answer.out.split()[:3] == ["usage:", "ftlab", verb]
     assert answer.err == ""

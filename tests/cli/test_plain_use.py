@@ -24,7 +24,13 @@ def wait(columns):
 
 def start(*words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ftlab", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heeds_ctrl_c() -> None:  # a shell's background jobs do not, nor what they start
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c
+    )
 
 
 def wait_for(done: Path, process: subprocess.Popen[str]) -> None:

@@ -39,7 +39,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], P
             (tmp_path / name).write_text(text)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-        os.environ.setdefault("FTLAB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("FTLAB_CACHE", os.environ.get("FTLAB_CACHE", str(tmp_path / "cache")))
         return tmp_path
 
     return make

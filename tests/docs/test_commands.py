@@ -16,6 +16,7 @@ from pages import PAGES, commands, filled_in, name, named_files
 
 from ftlab.cli import VERBS, main
 from ftlab.cli.experiment import Experiment
+from ftlab.cli.importing import imported
 
 WITH_COMMANDS = [page for page in PAGES if commands(page) and page.name != "tutorial.md"]
 
@@ -57,6 +58,8 @@ def test_commands_are_understood(
     for word in re.findall(r"runs/\S+\.yaml", " ".join(map(filled_in, found))):
         (here / word).parent.mkdir(parents=True, exist_ok=True)
         (here / word).write_text(configuration)
+    for file, out in re.findall(r"import-config (\S+) -o (\S+)", " ".join(found)):
+        (here / out).write_text(imported(here / file)[0])
     wrong = {command: capfd.readouterr().err for command in found if not understood(command)}
     assert wrong == {}
 
