@@ -28,9 +28,7 @@ def start(*words: str) -> subprocess.Popen[str]:
     def heeds_ctrl_c() -> None:  # a shell's background jobs do not, nor what they start
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
 
 
 def wait_for(done: Path, process: subprocess.Popen[str]) -> None:
