@@ -21,6 +21,9 @@ SLACK = 1.0
 """Seconds before the end of the grace in which to say that nothing was saved."""
 
 
+_BEFORE = "before training began: the same command starts it"
+
+
 class Preemption(pl.Callback):
     """Listens to signals while its context lasts.
 
@@ -62,6 +65,9 @@ class Preemption(pl.Callback):
             self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.signal is not None and self._phase == "before" and isinstance(error, Exception):
+            # it was raised within a library that made another error of it
+            raise Preempted(self._said(_BEFORE)) from error
 
     @property
     def _signals(self) -> list[signal.Signals]:
@@ -80,7 +86,7 @@ class Preemption(pl.Callback):
             return
         self.signal = signal.Signals(number)
         if self._phase == "before":
-            raise Preempted(self._said("before training began: the same command starts it"))
+            raise Preempted(self._said(_BEFORE))
         if self._phase == "training":
             self._ask()
 

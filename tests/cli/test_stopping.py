@@ -90,7 +90,7 @@ def test_a_signal_before_training_leaves_nothing(workplace: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGUSR1)
     code, said = ended(process)
-    assert code == 75
+    assert code == 75, said
     assert said == "ftlab: stopped by SIGUSR1 before training began: the same command starts it"
     assert not Path("runs").exists()
 
