@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -117,8 +118,7 @@ def _by_kernel(query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longes
     assert _VARLEN is not None
     dtype = _computed_in(query)
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))  # rotations may have left them wider
-    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
-    return _VARLEN(query, key, value, bounds, bounds, longest, longest, **options)
+    return _VARLEN(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
 
 
 @torch.library.custom_op("ftlab::attend_by_sample", mutates_args=())
@@ -204,7 +204,11 @@ def _varlen() -> Callable[..., Tensor] | None:
         found = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except ImportError:
         return None
-    return found if inspect.signature(found).parameters.keys() >= {"scale", "window_size", "enable_gqa"} else None
+    takes = inspect.signature(found).parameters.keys()
+    if not takes >= {"scale", "window_size"}:
+        return None
+    # torch before 2.12 need not be told that keys have fewer heads
+    return partial(found, enable_gqa=True) if "enable_gqa" in takes else found
 
 
 _VARLEN = _varlen()

@@ -4,14 +4,14 @@
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-#   PART       tests (4 minutes on an H200), memory (4), profile (2), start (1), speed (6), large (3), in that order; by
-#              default all
+#   PART       tests and memory (5 minutes on an H200, at the same time), head (1), profile (2), start (1), speed (6),
+#              packed (3), large (4), in that order; by default all
 # In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
 # a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
 parts=" ${*:5} "
-[ "$parts" != "  " ] || parts=" tests memory profile start speed large "
+[ "$parts" != "  " ] || parts=" tests memory head profile start speed packed large "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
 small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=14
@@ -36,9 +36,10 @@ export -f bench memory
 export out place tokenizer steps
 
 if wanted tests; then
-  timeout -s INT 300 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 6 --basetemp="$place/tests" --durations=20 \
-    tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1
-  tail -5 "$out/gpu_tests.log"
+  timeout -s INT 300 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 8 --basetemp="$place/tests" --durations=20 \
+    tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1 &
+  tests=$! # memory does not depend on what else is computed
+  wanted memory || wait $tests
 fi
 
 # rows that are all about as long as they may be, nearly every token a target
@@ -83,12 +84,23 @@ with open(sys.argv[1] + "/memory.jsonl", "w") as file:
 PYTHON
   wc -l "$out/memory.jsonl"
 fi
+if wanted tests; then
+  wait $tests
+  grep -E "^(FAILED|ERROR)" "$out/gpu_tests.log" | cut -c 1-300
+  tail -1 "$out/gpu_tests.log"
+  echo "== tests and memory after $SECONDS s"
+fi
+if wanted head; then # at how many rows at a time
+  $PYTHON scripts/benchmark.py head --repeats 1 --gpu-cases --arms "all logits" liger ftlab ftlab:512 ftlab:1024 ftlab:2048 \
+    --json "$out/head.json" 2>&1 | tee "$out/head.log" | tail -40
+fi
 
 if wanted profile; then
-  bench profile_lora --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
-    --arms ftlab --profiled
-  bench profile_full --network $small --method full --precision $pure --length "$length" --batch-size 4 \
-    --data "$place/long_$length.jsonl" --arms ftlab --profiled
+  for arm in ftlab bare; do
+    bench profile_$arm --network $small --method full --precision $pure --length "$length" --batch-size 4 \
+      --data "$place/long_$length.jsonl" --arms $arm --profiled "$out/trace_$arm.json"
+    gzip -f "$out/trace_$arm.json"
+  done
 fi
 if wanted start; then # where the seconds to the first step go
   began=$SECONDS
@@ -109,15 +121,18 @@ PYTHON
 fi
 if wanted speed; then
   full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
-  skewed=(--length "$length" --data "$data" --batch-size 8)
-  bench full_small --network $small --method full --precision $pure "${full[@]}"
-  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab
-  bench skewed --network $small --method lora --precision $mixed "${skewed[@]}" --arms bare ftlab hf trl ftlab:pack
-  bench flex --network $small --method lora --precision $mixed "${skewed[@]}" --arms ftlab:pack trl:pack \
-    --attention flex_attention --packs 4 --steps 60 # steps as large as a card is kept busy by, all in some 480 records
+  bench full_small --network $small --method full --precision $pure "${full[@]}" --arms bare ftlab ftlab:compile hf trl
+  bench lora_large --network $large --method lora --precision $mixed "${full[@]}" --arms bare ftlab ftlab:compile trl
+  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab ftlab:compile
+fi
+if wanted packed; then # steps as large as a card is kept busy by, all in some 960 records
+  bench packed --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
+    --packs 4 --steps $((steps == 14 ? 120 : 40)) --arms ftlab:pack ftlab:pack+compile trl:pack trl:pack+liger
 fi
 if wanted large; then
-  bench lora_large --network $large --method lora --precision $mixed --length "$length" \
-    --data "$place/long_$length.jsonl" --batch-size 4
+  bench lora_large_others --network $large --method lora --precision $mixed --length "$length" \
+    --data "$place/long_$length.jsonl" --batch-size 4 --arms bare hf trl:liger
+  bench skewed --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
+    --arms bare ftlab hf trl
 fi
 echo "== after $SECONDS s"

@@ -179,7 +179,7 @@ def trainer_options(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]
         **{"optim": "adamw_torch_fused", "bf16": work.precision == "bf16-mixed", "save_strategy": "no"},
         **{"report_to": "none", "disable_tqdm": True, "use_cpu": not torch.cuda.is_available()},
         **{"gradient_checkpointing": work.checkpointing or "default" in told},
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        **{"gradient_checkpointing_kwargs": {"use_reentrant": False}, "use_liger_kernel": "liger" in told},
     }
 
 

@@ -67,6 +67,7 @@ class Clock:
 
         if self.profiler:
             self.profiler.__exit__(None, None, None)
+            self.profiler.export_chrome_trace(self.work.profiled)
             for by in ("self_cuda_time_total", "self_cpu_time_total"):
                 print(self.profiler.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=60))
         steps = self.last - self.work.warm

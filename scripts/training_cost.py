@@ -27,11 +27,12 @@ OPTIONS = {
     "bare": (),
     "ftlab": ("bucket", "pack", "masked", "compile", "profile"),
     "hf": (),
-    "trl": ("pack", "default"),
+    "trl": ("pack", "default", "liger"),
 }
 """What an arm may be told after a colon, with + between: how batches are laid out, other than padded; `masked` keeps
 packs apart by a mask of every pair of positions; `compile` sets `model.compile`; `profile` is `ftlab fit --profile`;
-`default` checkpoints activations, as TRL does unless told not to."""
+`default` checkpoints activations, as TRL does unless told not to; `liger` has Liger's kernels in the place of the
+network's own."""
 SAME_BATCH = 0.01
 SAME_RECORDS = 0.03
 """How far losses may be from the reference's: of a step on the same batch; and, where batches are other ones, over all
@@ -70,7 +71,7 @@ class Work:
         precision: 32-true, bf16-mixed (adapters and optimiser in float32), or bf16-true.
         checkpointing: Compute activations again in the backward pass.
         attention: Kernel, as transformers names it.
-        profiled: Whether the last three steps are profiled, which makes their seconds useless.
+        profiled: File for a trace of the last three steps, which are profiled; that makes their seconds useless.
     """
 
     network: str
@@ -84,7 +85,7 @@ class Work:
     precision: str = "32-true"
     checkpointing: bool = False
     attention: str = "sdpa"
-    profiled: bool = False
+    profiled: str = ""
 
     @property
     def rate(self) -> float:
@@ -107,13 +108,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=kind, default=getattr(Work, name))
     for name in ("length", "batch_size", "packs", "warm", "steps"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Work, name))
-    for name in ("checkpointing", "profiled"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--profiled", metavar="FILE", default="")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     network = network_directory(args.network, args.tokenizer, args.place)
     told = {name: getattr(args, name) for name in Work.__dataclass_fields__ if name not in ("network", "data")}
+    told["profiled"] = args.profiled and str(Path(args.profiled).resolve())  # arms run elsewhere
     return benchmark_training(Work(str(network), str(args.data.resolve()), **told), args.arms, args.repeats)
 
 
