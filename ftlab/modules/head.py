@@ -22,9 +22,15 @@ from ftlab.modules.devices import gathered
 from ftlab.modules.sharding.lockstep import without_gradients
 from ftlab.networks import language_model
 
-_LOGITS, _ROWS = 2**22, 288
-"""Logits at a time; but of so many rows at least, or the head's matrix would be read too often. Of 32,000 words these
-are 37 MB: what is freed in pieces below 32 MiB, glibc keeps."""
+_ROWS = 288
+"""At a time, at least, or the head's matrix would be read too often. Of 32,000 words these are 37 MB of logits: what is
+freed in pieces below 32 MiB, glibc keeps."""
+
+_LOGITS = 2**22
+"""At a time."""
+
+_LOGITS_ON_GPU = {False: 2**26, True: 2**27}
+"""By whether a matrix is trained, whose gradient is added to a sum after each piece (docs/results/head.md)."""
 
 _TOKENS = 8
 """By which the ways are told."""
@@ -196,13 +202,14 @@ def _losses_of_rows(head: Callable[[Tensor], Tensor], _: Any, rows: Tensor, targ
     while start < len(rows) or not losses:
         logits, ids = head(rows[start : start + step]), targets[start : start + step]
         start += step
-        step = _rows_at_a_time(logits)
+        step = _rows_at_a_time(logits, trained=False)
         losses.append(nn.functional.cross_entropy(_wide(logits), ids, reduction="none"))
     return torch.cat(losses)
 
 
-def _rows_at_a_time(logits: Tensor) -> int:
-    return max(_ROWS, _LOGITS // max(1, logits.shape[-1]))
+def _rows_at_a_time(logits: Tensor, trained: bool) -> int:
+    most = _LOGITS_ON_GPU[trained] if logits.is_cuda else _LOGITS
+    return max(_ROWS, most // max(1, logits.shape[-1]))
 
 
 class _Fused(torch.autograd.Function):
@@ -254,17 +261,17 @@ def _piece(
     with torch.set_grad_enabled(parameters is not None):
         part = rows.detach().requires_grad_(parameters is not None)
         logits = head(part)
-    step = _rows_at_a_time(logits)
-    scores = _wide(logits.detach())
-    normal = scores.logsumexp(-1, keepdim=True)
+    step = _rows_at_a_time(logits, bool(parameters))
+    scores = _wide(logits.detach()).log_softmax(-1)
     chosen = targets[:, None]
-    loss = (normal - scores.gather(-1, chosen)).sum()
+    of_chosen = scores.gather(-1, chosen)
+    loss = -of_chosen.sum()
     if parameters is None:
         return loss, (), step
     # not in the logits themselves: a layer may need what it gave for its gradient
-    softmax = (scores - normal if scores.dtype == logits.dtype else scores.sub_(normal)).exp_()
-    softmax.scatter_(-1, chosen, softmax.gather(-1, chosen) - 1)
-    of_logits = softmax.to(logits.dtype)
+    room = scores if scores.dtype == logits.dtype else torch.empty_like(logits)
+    of_logits = torch.exp(scores, out=room).scatter_(-1, chosen, of_chosen.expm1().to(logits.dtype))
+    del scores
     return loss, torch.autograd.grad(logits, [part, *parameters], of_logits, allow_unused=True), step
 
 

@@ -131,10 +131,12 @@ def unwatched(function: Any) -> Any:
 def test_a_fused_optimiser_leaves_out_what_came_to_no_number(make: Any) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weight = torch.nn.Parameter(torch.ones(3, device=device))
+    weight.grad = torch.zeros_like(weight)
     try:
-        optimizer = make([weight], lr=0.1, weight_decay=0.1, fused=True)
-    except RuntimeError:
-        pytest.skip("not fused on this device")
+        make([weight], lr=0.0, fused=True).step()
+    except RuntimeError as error:
+        pytest.skip(f"not fused on this device: {error}")
+    optimizer = make([weight], lr=0.1, weight_decay=0.1, fused=True)
     for value in (1.0, float("nan"), 2.0):
         before = weight.detach().clone()
         weight.grad = torch.full((3,), value, device=device)
