@@ -38,25 +38,20 @@ class NEFTune(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Hooks into the network before its first step: a method may still run it at the start of training."""
+        self._lengths = record_lengths(batch.get("attention_mask"), batch.get("position_ids"))
         if self._hooks:
             return
         assert isinstance(pl_module, FinetuneModule)
         network = pl_module.network
         assert network is not None
         embeddings: nn.Module = network.get_input_embeddings()  # type: ignore[operator]
-        self._hooks = [
-            network.register_forward_pre_hook(self._count, with_kwargs=True),
-            embeddings.register_forward_hook(self._add_noise),
-        ]
+        self._hooks = [embeddings.register_forward_hook(self._add_noise)]
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the network as it was."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-    def _count(self, network: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        self._lengths = record_lengths(inputs.get("attention_mask"), inputs.get("position_ids"))
 
     def _add_noise(self, embeddings: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
         if not (embeddings.training and torch.is_grad_enabled()):

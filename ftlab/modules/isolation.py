@@ -1,4 +1,5 @@
-"""Whether a network keeps packed samples apart: tried on the network itself, since no list of them is ever whole."""
+"""Whether a network keeps packed samples apart, and sees no padding: tried on the network itself, since no list of them
+is ever whole."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ftlab.attention import mask_of
+from ftlab.errors import out_of_memory
+from ftlab.evaluation.generation import evaluating
+from ftlab.modules.sharding.lockstep import without_gradients
 
 TOLERANCE = 0.05
 """Rounding stays well below this share of what a neighbour in the same sample does to the logits; a leak does not."""
@@ -63,6 +67,38 @@ def attention_is_isolated(network: nn.Module, packs: int = 2, told_bounds: bool 
 
     moved = packed[:, -len(second) :] - alone
     return within(packed - changed, leaking - leaking_changed) and within(moved, leaking[:, -len(second) :] - alone)
+
+
+def padding_is_unseen(network: nn.Module, device: torch.device) -> bool:
+    """Whether rows that are padded on the right are computed as without padding where no mask tells of it.
+
+    So it is where a token sees what stands before it alone, and its position is its place. Processes whose network is
+    in shards compute the same number of times.
+
+    Args:
+        network: A causal language model, adapted or not; left as it was.
+        device: Of the network.
+    """
+    vocabulary = network.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    length, real = 8, 5
+    rows = [[(vocabulary // 3 + step * place + 1) % vocabulary for place in range(length)] for step in (7, 11)]
+    ids = torch.tensor(rows, device=device)
+    changed = ids.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % vocabulary
+    mask = torch.ones_like(ids)
+    mask[:, real:] = 0
+    tried: tuple[tuple[Tensor, Tensor | None], ...] = ((ids, mask), (changed, mask), (ids, None))
+    try:
+        with without_gradients(), evaluating(network):
+            told, moved, untold = (
+                network(input_ids=some, attention_mask=seen, use_cache=False).logits[:, -length:][:, :real].float()
+                for some, seen in tried
+            )
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        return False  # it wants a mask
+    return _size(untold - told) <= TOLERANCE * _size(moved - told)
 
 
 def _logits(network: nn.Module, samples: list[Tensor], packs: int, told_bounds: bool = False) -> Tensor:

@@ -14,7 +14,9 @@ from ftlab.data import FinetuneData
 from ftlab.data.records import Split
 from ftlab.evaluation.generation import Decoding, generate
 from ftlab.evaluation.text_metrics import METRICS, resolve_metrics
+from ftlab.modules.devices import gathered
 from ftlab.modules.head import Head
+from ftlab.modules.isolation import padding_is_unseen
 from ftlab.modules.scoring import Tally
 from ftlab.modules.sharding.frozen import FrozenShards
 from ftlab.modules.sharding.network import Sharded
@@ -37,6 +39,8 @@ class JudgedModule(pl.LightningModule):
         """The network as its strategy has sharded it."""
         self.told_bounds = False
         """Whether the network is told where the samples of a pack begin: by `ftlab.attention`."""
+        self.told_padding = True
+        """Whether the network is told where the padding of rows begins, which stands on the right."""
         self.tally = Tally()
         self._head: Head | None = None
 
@@ -59,10 +63,16 @@ class JudgedModule(pl.LightningModule):
         return self._head
 
     def try_head(self) -> None:
-        """Finds by which way the loss is computed, where that is not known yet; to be called by all processes."""
+        """Finds by which way the loss is computed, where that is not known yet; to be called by all processes.
+
+        A network that sees no padding is told of none: attention that need not look at a mask is faster.
+        """
         if self.head.way is None:
+            assert self.network is not None
+            device = self.trainer.strategy.root_device
             with self.trainer.precision_plugin.forward_context():
-                self.head.try_ways(self.trainer.strategy.root_device)
+                self.head.try_ways(device)
+                self.told_padding = not all(gathered(padding_is_unseen(self.network, device)))
 
     def on_validation_start(self) -> None:
         """Tries the head: later on processes may have no batch at a time."""
@@ -88,6 +98,8 @@ class JudgedModule(pl.LightningModule):
         """What the network takes; said here and not in its configuration, which is saved with its weights."""
         names = ("input_ids", "attention_mask", "position_ids")
         inputs = {name: batch[name] for name in names if name in batch} | {"use_cache": False}
+        if not self.told_padding:
+            inputs.pop("attention_mask", None)
         if self.told_bounds and "bounds" in batch:
             inputs["attention_mask"] = mask_of(batch["bounds"], batch["input_ids"].device)
         return inputs

@@ -62,7 +62,7 @@ class Batch:
         ids = torch.zeros(self.rows, self.length, dtype=torch.long)
         count = max(1, int(self.targets * self.rows * (self.length - 1)))
         places = torch.zeros(count, dtype=torch.long)
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}  # few networks are told of padding
         if self.packed:
             bounds = [row * self.length for row in range(self.rows + 1)]
             inputs["attention_mask"] = mask_of(bounds, ids.device)
