@@ -83,7 +83,7 @@ def padding_is_unseen(network: nn.Module, device: torch.device) -> bool:
     length, real = 8, 5
     rows = [[(vocabulary // 3 + step * place + 1) % vocabulary for place in range(length)] for step in (7, 11)]
     ids = torch.tensor(rows, device=device)
-    changed = ids.clone()
+    changed = ids.clone()  # by its first token, which the others see
     changed[:, 0] = (changed[:, 0] + 1) % vocabulary
     mask = torch.ones_like(ids)
     mask[:, real:] = 0
@@ -91,7 +91,7 @@ def padding_is_unseen(network: nn.Module, device: torch.device) -> bool:
     try:
         with without_gradients(), evaluating(network):
             told, moved, untold = (
-                network(input_ids=some, attention_mask=seen, use_cache=False).logits[:, -length:][:, :real].float()
+                network(input_ids=some, attention_mask=seen, use_cache=False).logits[:, -length:][:, 1:real].float()
                 for some, seen in tried
             )
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError) as error:

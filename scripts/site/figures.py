@@ -49,17 +49,20 @@ def gpu_memory(results: Path) -> str:
     for line in map(json.loads, lines):
         key = (line["network"], line["method"], line["precision"])
         measured.setdefault(key, {})[line["length"], line["checkpointing"]] = line["memory"] / 1e9
-    columns = [(512, False), (512, True), (2048, False), (2048, True)]
+    columns = sorted({column for found in measured.values() for column in found})
     head = ["", *(f"{length:,} tokens{', checkpointing' if again else ''}" for length, again in columns)]
     rows = [
-        [f"{network}, {method}, {precision}", *(f"{found[column]:.1f} GB" for column in columns)]
+        [
+            f"{network}, {method}, {precision}",
+            *(f"{found[column]:.1f} GB" if column in found else "not measured" for column in columns),
+        ]
         for (network, method, precision), found in sorted(measured.items())
     ]
     return _table(head, rows)
 
 
-def _ratio(results: Path, network: str, method: str, other: str, **options: Any) -> float:
-    lines = map(json.loads, (results / "gpu_memory.jsonl").read_text(encoding="utf-8").splitlines())
+def _ratio(file: Path, network: str, method: str, other: str, **options: Any) -> float:
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     options = {"network": network, "precision": "bf16-mixed"} | options
     found = {
         line["method"]: line["memory"] for line in lines if all(line[key] == value for key, value in options.items())
@@ -69,14 +72,17 @@ def _ratio(results: Path, network: str, method: str, other: str, **options: Any)
 
 def memory_in_words(results: Path) -> str:
     """How much less an adapter takes on a GPU."""
-    lora = _ratio(results, "llama-3.2-1b", "lora", "full", length=512, checkpointing=True)
-    long = _ratio(results, "llama-3.2-1b", "lora", "full", length=2048, checkpointing=False)
-    qlora = _ratio(results, "llama-3.1-8b", "qlora", "lora", length=512, checkpointing=True)
+    before, now = results / "gpu_memory_all_logits.jsonl", results / "gpu_memory.jsonl"
+    lora = _ratio(before, "llama-3.2-1b", "lora", "full", length=512, checkpointing=True)
+    long = _ratio(before, "llama-3.2-1b", "lora", "full", length=2048, checkpointing=False)
+    qlora, kept = (
+        _ratio(now, "llama-3.1-8b", "qlora", "lora", length=2048, checkpointing=again) for again in (True, False)
+    )
     return (
-        f"Of Llama 3.2 1B, LoRA took {lora:.0%} of what full fine-tuning took at 2 rows of 512 tokens with "
-        f"checkpointing, and {long:.0%} at 2 rows of 2,048 without: the longer the rows, the more are activations, "
-        f"which an adapter does not save. Of Llama 3.1 8B, QLoRA took {qlora:.0%} of what LoRA took at 2 rows of 512 "
-        "tokens with checkpointing."
+        f"Of Llama 3.1 8B, QLoRA took {qlora:.0%} of what LoRA took at 2 rows of 2,048 tokens with checkpointing, and "
+        f"{kept:.0%} without: the more of it are activations, the less is saved. Of Llama 3.2 1B, LoRA took {lora:.0%} "
+        f"of what full fine-tuning took at 2 rows of 512 tokens with checkpointing, and {long:.0%} at 2 rows of 2,048 "
+        "without; that was before the loss did without all logits."
     )
 
 

@@ -1,4 +1,4 @@
-"""The probe of isolation, on networks that keep packed samples apart and on those that do not."""
+"""The probes of isolation and of padding, on networks that keep samples apart and on those that do not."""
 
 import warnings
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    BertConfig,
     BloomConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -21,7 +22,7 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from ftlab.attention import PACKED
-from ftlab.modules.isolation import attention_is_isolated
+from ftlab.modules.isolation import attention_is_isolated, padding_is_unseen
 
 LLAMA = LlamaConfig(
     vocab_size=97,
@@ -168,3 +169,49 @@ def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(TypeError, match="broken"):
         attention_is_isolated(network)
     assert network.training
+
+
+OPT = OPTConfig(
+    **{"vocab_size": 97, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+    **{"word_embed_proj_dim": 32, "max_position_embeddings": 64},
+)
+BERT = BertConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(LLAMA, GPT2Config(n_embd=32, n_positions=64, **SMALL), BloomConfig(hidden_size=32, **SMALL), OPT),
+        MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_padding_on_the_right_is_unseen(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    network = opened(config, dtype=dtype).train()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert padding_is_unseen(network, torch.device("cpu"))
+    assert network.training
+    assert torch.equal(torch.rand(1), expected)  # nothing was drawn
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_padding_is_unseen_behind_virtual_tokens(config: Any) -> None:
+    network = peft.get_peft_model(opened(LLAMA), config(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    assert padding_is_unseen(network, torch.device("cpu"))
+
+
+def test_padding_is_seen_by_attention_to_what_follows() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not padding_is_unseen(opened(BERT), torch.device("cpu"))  # no decoder: it sees both sides
+
+
+def test_a_network_that_wants_a_mask_is_told_of_padding() -> None:
+    class Strict(Wrapped):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+            return self.network(input_ids=input_ids, attention_mask=attention_mask.long(), use_cache=use_cache)
+
+    assert not padding_is_unseen(Strict(opened(LLAMA)), torch.device("cpu"))
