@@ -113,7 +113,7 @@ FORMS = {
             "words": Case(
                 "a Llama of width 256 with random weights, LoRA, 8 rows a step",
                 *("llama-256", "t0_mix", ("hf", "trl:default", "ftlab:pack", "trl:pack")),
-                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 3},
+                {"length": 768, "batch_size": 8, "warm": 1, "steps": 3},
             ),
         },
         other={"packing": 1, "checkpoints": 1, "head": 1, "data": 1},
