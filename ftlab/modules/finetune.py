@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -19,13 +19,15 @@ from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Method
 from ftlab.methods.untouched import base_of
 from ftlab.modules.activations import WAYS, GradientCheckpointing, checkpoint_blocks, refuse_offloading
+from ftlab.modules.agreement import Wish, agreed
 from ftlab.modules.compiling import compile_blocks
-from ftlab.modules.devices import distributed, gathered, share_only, summed, summed_there
+from ftlab.modules.devices import gathered, share_only
 from ftlab.modules.judging import JudgedModule
 from ftlab.modules.nonfinite import LeftOut, Soundness, Step
 from ftlab.modules.optimizers import mark_hidden
 from ftlab.modules.outcomes import Outcome, can_be_guarded, guard
 from ftlab.modules.packs import attend_to_packs
+from ftlab.modules.randomness import Randomness
 from ftlab.modules.refusals import (
     refuse_long_rows,
     refuse_long_windows,
@@ -49,9 +51,6 @@ from ftlab.modules.sharding.refusals import refuse_whole_matrices
 from ftlab.modules.sharding.tensors import whole
 from ftlab.modules.steps import data_parallel_size, total_steps
 from ftlab.networks import Network, language_model
-
-Wish = Literal["save", "stop"]
-WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
 class FinetuneModule(JudgedModule):
@@ -124,7 +123,7 @@ class FinetuneModule(JudgedModule):
         self._under_way = Step()
         self._global_loss = torch.zeros(1)  # summed over all devices, still on this one
         self._rate = 0.0
-        self._random_state: dict[str, Tensor] = {}
+        self._randomness = Randomness()
         self._optimizer_asked: dict[str, Any] = {}
         self._steps_apart = 0  # more steps than the epochs alone tell, where some were begun with other batches
         self._attention: str | None = None  # by which packs were computed before this process went on
@@ -241,22 +240,15 @@ class FinetuneModule(JudgedModule):
         self._under_way = Step()
         self.soundness.begin()
         self.method.begin(self.network, self.total_steps(), self.global_step)
-        if not self._random_state:
-            torch.manual_seed(self.dropout_seed + 1 + self.global_rank)
-            self.on_after_backward()
+        self._randomness.begin(self.dropout_seed + 1 + self.global_rank, self.device)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Dropout goes on where the last batch left it: loaders, too, draw whenever they start, and only some do on
-        a resume."""
-        torch.set_rng_state(self._random_state["cpu"])
-        if "cuda" in self._random_state:
-            torch.cuda.set_rng_state(self._random_state["cuda"])
+        """Dropout goes on where the last batch left it."""
+        self._randomness.go_on()
 
     def on_after_backward(self) -> None:
         """Notes where the random numbers of training stand."""
-        self._random_state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            self._random_state["cuda"] = torch.cuda.get_rng_state()
+        self._randomness.note(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Returns the summed loss, times what Lightning is about to divide by."""
@@ -272,14 +264,7 @@ class FinetuneModule(JudgedModule):
         """Turns the sum of gradients into the gradient of the mean over all targets, here and on other devices."""
         self._rate = optimizer.param_groups[0]["lr"]
         step = self._under_way
-        step.global_targets, self._global_loss, self.agreed = float(step.targets), step.loss(), set(self.asked)
-        if distributed():
-            # one collective for all that processes have to tell each other at a step; the device is waited for
-            told = torch.tensor([step.targets, *(wish in self.asked for wish in WISHES)], dtype=torch.float64)
-            told = summed_there(torch.cat([told.to(self.device), self._global_loss]))
-            self._global_loss = told[-1:]
-            step.global_targets, *wishes = told[:-1].tolist()
-            self.agreed = {wish for wish, count in zip(WISHES, wishes, strict=True) if count}
+        self._global_loss, self.agreed = agreed(step, self.asked, self.device)
         self.asked -= self.agreed
         scale = data_parallel_size(self.trainer) / max(1.0, step.global_targets)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -353,15 +338,7 @@ class FinetuneModule(JudgedModule):
         self.soundness.settle()
 
     def _log_step(self, step: int) -> None:
-        steps = self.soundness
-        sums = torch.tensor([float(steps.loss), steps.targets], dtype=torch.float64)
-        loss_sum, targets = summed(sums, self.device).tolist()
-        steps.loss, steps.targets = 0.0, 0
-        curves = {}
-        if targets:  # none where all steps since the last log were left out
-            curves["train_loss"] = loss_sum / targets
-        if steps.gradient_norm is not None:
-            curves["grad_norm"] = steps.gradient_norm
+        curves = self.soundness.curves(self.device)
         self.log_dict(curves, logger=False)
         if "train_loss" in curves:  # not by `prog_bar`: Lightning would read it from the device at every batch
             self.trainer.progress_bar_metrics["train_loss"] = curves["train_loss"]
@@ -391,7 +368,7 @@ class FinetuneModule(JudgedModule):
         }
         checkpoint["by_rank"] = gathered(
             {
-                "random_state": self._random_state,
+                "random_state": self._randomness.states,
                 "logged_loss": float(self.soundness.loss),
                 "logged_targets": self.soundness.targets,
             }
@@ -416,7 +393,7 @@ class FinetuneModule(JudgedModule):
         self.soundness.restore(checkpoint["ftlab"].get("left_out", []))
         if self.global_rank < len(checkpoint["by_rank"]):
             here = checkpoint["by_rank"][self.global_rank]
-            self._random_state = {name: state.cpu() for name, state in here["random_state"].items()}
+            self._randomness.restore(here["random_state"])
             self.soundness.loss, self.soundness.targets = here["logged_loss"], here["logged_targets"]
 
     def _belongs_to(self) -> dict[str, str]:

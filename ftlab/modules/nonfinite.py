@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ftlab.errors import UserError
-from ftlab.modules.devices import gathered
+from ftlab.modules.devices import gathered, summed
 from ftlab.modules.outcomes import Outcome
 
 NAMED = 20
@@ -150,6 +150,22 @@ class Soundness:
             f"training has diverged: {found}; training ends before this step{after}: look at these records, lower the "
             "optimiser's lr, raise schedule.warmup, or raise model.skip_nonfinite to leave such steps out"
         )
+
+    def curves(self, device: torch.device) -> dict[str, float]:
+        """Mean loss of the targets since the last call, on all devices, and the last step's norm; to be called by all.
+
+        Args:
+            device: Of this process.
+        """
+        sums = torch.tensor([float(self.loss), self.targets], dtype=torch.float64)
+        loss_sum, targets = summed(sums, device).tolist()
+        self.loss, self.targets = 0.0, 0
+        found = {}
+        if targets:  # none where all steps since then were left out
+            found["train_loss"] = loss_sum / targets
+        if self.gradient_norm is not None:
+            found["grad_norm"] = self.gradient_norm
+        return found
 
     def state(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps."""
