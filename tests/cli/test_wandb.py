@@ -156,6 +156,19 @@ def test_another_logger_by_its_name(workplace: Path, ftlab: Callable[..., Any]) 
     assert losses == pytest.approx(curve("runs/tiny/other"))
 
 
+def test_curves_in_tensorboard(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "boards"}}
+    Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    assert ftlab("fit", "-c", "logger.yaml", "-c", "tiny.yaml", "--run.name", "board").code == 0
+    [events] = Path("boards").rglob("events.out.tfevents.*")
+    found = EventAccumulator(str(events)).Reload()
+    losses = {event.step: event.value for event in found.Scalars("train_loss")}
+    assert losses == pytest.approx(curve("runs/tiny/board"))
+    assert {"val_loss", "lr", "grad_norm"} <= set(found.Tags()["scalars"])
+
+
 def test_bad_input(workplace: Path, refused: Callable[..., str]) -> None:
     assert "wandb.samples is -1: give a number of prompts, from 0 on" in refused(
         "fit", "-c", "tiny.yaml", "--wandb.samples", "-1"
