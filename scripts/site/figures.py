@@ -91,17 +91,33 @@ def study(results: Path) -> str:
     comparison = json.loads((results / "demo" / "comparison.json").read_text(encoding="utf-8"))
     rows = []
     for row in comparison["rows"]:
-        score, between = row["score"], row["score"]["over_both"]
+        score, between, cost = row["score"], row["score"]["over_both"], row["cost"]
         rows.append(
             [
                 row["name"],
+                f"{int(cost['parameters']):,}",
+                f"{cost['bytes'] / 1e6:.2f} MB",
                 str(len(row["seeds"])) if row["drawn"] else "none",
                 f"{score['value']:.1f}",
                 f"{between['low']:.1f} to {between['high']:.1f}",
-                *(f"{change:+.2f}" for change in row["forgetting"].values()),
+                _verdict(row["versus"]),
+                *(f"{_middle(change):+.2f}" for change in row["forgetting"].values()),
             ]
         )
-    return _table(["", "seeds", "ROUGE-L", "95 % interval", "forgetting, nats a token"], rows)
+    head = ["", "trained", "on disk", "seeds", "ROUGE-L", "95 % interval", f"beside {comparison['baseline']}"]
+    return _table([*head, "forgetting, nats a token"], rows)
+
+
+def _verdict(versus: dict[str, Any] | None) -> str:
+    if not versus:
+        return ""
+    p = versus["p"]
+    return f"{versus['verdict']}, p {'< 0.001' if p < 0.001 else f'{p:.2g}'}"
+
+
+def _middle(change: Any) -> float:
+    """Of a change that has an interval, or none."""
+    return change["value"] if isinstance(change, dict) else change
 
 
 FIGURES: dict[str, Callable[[Path], str]] = {
