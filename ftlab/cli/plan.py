@@ -25,6 +25,7 @@ from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
 from ftlab.networks import base_kind
 from ftlab.planning import PARTS, Device, Plan, device_named, plan, shape_of, ways_on
+from ftlab.progress import Progress
 
 _DESCRIPTION = f"""{VERBS["plan"]}.
 
@@ -63,7 +64,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         Choice(*chosen)
         for chosen in itertools.product(options.methods, options.batches, options.lengths, options.checkpointing)
     ]
-    plans = list(_plans(choices, rest, device))
+    plans = []
+    with Progress("planning", "plans", len(choices)) as bar:
+        for planned in _plans(choices, rest, device):
+            plans.append(planned)
+            bar.advance()
     if options.json:
         _write(options.json, [figures(choice, found) for choice, _, found in plans])
     if len(plans) == 1:
