@@ -7,11 +7,12 @@ import threading
 import time
 from typing import ClassVar
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
+
+from ftlab.console import new_console
 
 _SOON = 1.0
 """Seconds of a work in which nothing is drawn."""
@@ -42,7 +43,7 @@ class Progress:
         forks: bool = False,
         shown: bool = True,
     ) -> None:
-        console = Console(file=sys.stderr)  # the stream of now: others may put another in its place for a while
+        console = new_console(sys.stderr)  # the stream of now: others may put another in its place for a while
         self._shown = shown and sys.stderr.isatty() and console.is_interactive and not Progress._open
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),

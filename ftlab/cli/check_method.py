@@ -8,12 +8,12 @@ from typing import Literal
 
 import transformers
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.methods import Method
 from ftlab.methods.lookup import method_class
@@ -68,6 +68,6 @@ def _print(report: Report) -> None:
     for outcome in report.outcomes:
         status = Text(outcome.status, style=_COLOURS[outcome.status])
         table.add_row(outcome.check, outcome.base, status, Text(outcome.remark))
-    Console().print(table)
+    new_console().print(table)
     counts = {status: sum(o.status == status for o in report.outcomes) for status in _COLOURS}
     print(f"{report.method}: {', '.join(f'{number} {status}' for status, number in counts.items() if number)}")

@@ -43,6 +43,7 @@ from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, logger_of, open_session
 from ftlab.cli.wandb_results import tell_samples
+from ftlab.console import colors
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
@@ -57,7 +58,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's bar, on standard error, without the run's name in it."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
+        super().__init__(refresh_rate=20, console_kwargs={"stderr": True, "color_system": colors()})
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

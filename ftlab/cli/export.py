@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ftlab.cli.comparison import Comparison, Judge, Judgement
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.methods import adapter_bits
 from ftlab.networks import DType
@@ -68,7 +68,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     print(f"{options.to}: {_size(options.to)}, a logit differs by at most {comparison.logit:.2g} of the largest")
     if options.adapter_bits:
         print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
-    Console().print(comparison.table())
+    new_console().print(comparison.table())
     return 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from ftlab.cli.experiment import Experiment
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.evaluation.harness import evaluate, refuse_without_harness
 
@@ -66,4 +66,4 @@ def judge(experiment: Experiment, tasks: Sequence[str]) -> None:
     table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    new_console().print(table)

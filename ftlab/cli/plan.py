@@ -14,12 +14,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ftlab.cli import VERBS
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
@@ -74,7 +74,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if len(plans) == 1:
         ((_, experiment, found),) = plans
         return _tell(experiment, found)
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
+    new_console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
     return 0
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
 from ftlab.sweeps.best import write_best
@@ -250,7 +250,7 @@ class _Watch:
 
 
 def _print(now: Status) -> None:
-    console = Console()
+    console = new_console()
     of = f" of {now.trials}" if now.trials else ""
     states = ", ".join(f"{count} {state}" for state, count in now.states.items() if count)
     console.print(Text(f"{now.sweep}: {states or 'nothing begun'}{of}"), soft_wrap=True)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
@@ -19,6 +18,7 @@ from ftlab.cli.on_slurm import asked_for, submit, unchanged
 from ftlab.cli.provenance import facts, session
 from ftlab.cli.retention import Retention
 from ftlab.cli.wandb_results import conclude, tell_scores
+from ftlab.console import new_console
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
 from ftlab.runs import files_under, short_hash
@@ -209,7 +209,7 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Ret
     table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    Console().print(table)  # not rich.print: Lightning's bar moves that to standard error
+    new_console().print(table)  # not rich.print: Lightning's bar moves that to standard error
     if not suffix:
         tell_scores(experiment.config_init["wandb"], run, split)
 
