@@ -44,6 +44,8 @@ come to its end; the profile is that of slurm/profiles/, by default default.yaml
 HARNESS = """With --harness TASK,… the run is judged by tasks of lm-evaluation-harness instead, or by YAML files that
 describe some; the package comes with pip install 'ftlab[harness]'"""
 
+SCORES = "With --json the scores are printed for programs"
+
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "plan": "ftlab.cli.plan",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Literal
 
@@ -40,7 +42,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         parameters=options.parameters,
         processes=options.processes,
     )
-    _print(report)
+    if options.json:
+        outcomes = [dataclasses.asdict(outcome) for outcome in report.outcomes]
+        print(json.dumps({"method": report.method, "outcomes": outcomes}, indent=2, ensure_ascii=False))
+    else:
+        _print(report)
     return 1 if report.failures else 0
 
 
@@ -59,6 +65,7 @@ def _parser(verb: str, method: type[Method] | None) -> ArgumentParser:
     parser.add_argument(
         "--processes", type=bool, default=False, help="also load in a fresh process, and train on two devices"
     )
+    parser.add_argument("--json", action="store_true", help="print every outcome as JSON, for programs")
     return parser
 
 

@@ -137,6 +137,16 @@ class Comparison:
             rows.append(["validation records", *(str(one.records) for one in each)])
         return rows + [[name, *(f"{one.scores[name]:.4f}" for one in each)] for name in self.run.scores]
 
+    def plain(self) -> dict[str, Any]:
+        """For programs: differences as shares, and the scores of each."""
+        each = {"run": self.run, "export": self.export, "full_precision": self.full}
+        return {
+            "logit": self.logit,
+            "loss": self.loss,
+            "records": self.run.records,
+            "scores": {name: judged.scores for name, judged in each.items() if judged},
+        }
+
     def table(self) -> Table:
         """The same for a terminal."""
         header, *rows = self.rows()

@@ -36,7 +36,7 @@ from ftlab.callbacks import (
     Throughput,
     Whereabouts,
 )
-from ftlab.cli import HARNESS, ON_SLURM, VERBS
+from ftlab.cli import HARNESS, ON_SLURM, SCORES, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.open_choices import choose_checkpointing, split_batches
 from ftlab.cli.plugins import with_methods
@@ -51,7 +51,7 @@ from ftlab.modules.activations import GradientCheckpointing
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
-_MORE = {"fit": f".\n\n{ON_SLURM}", "test": f".\n\n{HARNESS}"}
+_MORE = {"fit": f".\n\n{ON_SLURM}", "validate": f".\n\n{SCORES}", "test": f".\n\n{HARNESS}. {SCORES}"}
 
 
 class ProgressBar(RichProgressBar):

@@ -3,11 +3,12 @@ done."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -55,6 +56,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         "itself; by default what the method states, and any where rounding is asked for",
     )
     parser.add_argument("--license", type=str | None, help="for the model card; by default the base's, where it says")
+    parser.add_argument("--json", action="store_true", help="print sizes and the comparison as JSON, for programs")
     options = parse(parser, arguments)
     _must_make_sense(options)
     if adapter_bits.is_quantised(options.run):
@@ -65,6 +67,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     times = 3 if _in_few_bits(experiment) else 2
     with Progress(f"opening {options.run}", "records", times * judge.records or None) as bar:
         comparison = _exported(experiment, options, judge, bar, held)
+    if options.json:
+        print(json.dumps(_sizes(options, experiment.run.model) | comparison.plain(), indent=2))
+        return 0
     print(f"{options.to}: {_size(options.to)}, a logit differs by at most {comparison.logit:.2g} of the largest")
     if options.adapter_bits:
         print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
@@ -116,6 +121,9 @@ def _widen(options: Namespace) -> int:
     with _unfinished(options.to) as unfinished:
         unfinished.rmdir()
         adapter_bits.dequantise(options.run, unfinished)
+    if options.json:
+        print(json.dumps(_sizes(options, options.run), indent=2))
+        return 0
     print(f"{options.to}: {_size(options.to)}, in peft's layout; {options.run} is {_size(options.run)}")
     return 0
 
@@ -199,5 +207,19 @@ def _must_be_the_same(comparison: Comparison, experiment: Experiment, options: N
             )
 
 
+def _sizes(options: Namespace, model: Path) -> dict[str, Any]:
+    """What was exported and where to, in bytes, for programs."""
+    return {
+        "run": str(options.run),
+        "to": str(options.to),
+        "bytes": _bytes(options.to),
+        "model_bytes": _bytes(model),
+    }
+
+
 def _size(directory: Path) -> str:
-    return f"{sum(file.stat().st_size for file in files_under(directory)) / 1e6:.3g} MB"
+    return f"{_bytes(directory) / 1e6:.3g} MB"
+
+
+def _bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in files_under(directory))

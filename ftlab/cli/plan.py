@@ -71,9 +71,17 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             bar.advance()
     if options.json:
         _write(options.json, [figures(choice, found) for choice, _, found in plans])
+    printed = options.json == _PRINTED
     if len(plans) == 1:
         ((_, experiment, found),) = plans
-        return _tell(experiment, found)
+        if not printed:
+            _tell(experiment, found)
+        if found.fits:
+            return 0
+        print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
+        return 1
+    if printed:
+        return 0
     new_console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
     return 0
 
@@ -109,7 +117,7 @@ def _with_method(words: Sequence[str], name: str | None) -> list[str]:
 # ---------------------------------------------------------------- one configuration
 
 
-def _tell(experiment: Unopened, found: Plan) -> int:
+def _tell(experiment: Unopened, found: Plan) -> None:
     rehearsal, batch, device = found.rehearsal, found.step.batch, found.device
     method, network = type(found.step.method).__name__, found.step.network
     checkpointing = f", {_AGAIN[found.step.checkpointing]}" if found.step.checkpointing else ""
@@ -131,10 +139,6 @@ def _tell(experiment: Unopened, found: Plan) -> int:
         f"a checkpoint: {_gb(found.checkpoint).strip()} with the optimiser's state; what is trained: "
         f"{_gb(rehearsal.trained_bytes).strip()}"
     )
-    if found.fits:
-        return 0
-    print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
-    return 1
 
 
 def does_not_fit(found: Plan, compiled: bool = False) -> str:
@@ -199,6 +203,8 @@ _WORDS = {
 }
 
 
+_PRINTED = Path("-")
+"""In the place of a file: standard output."""
 _WIDE = 120
 """Columns of a table that goes into a file."""
 
@@ -257,8 +263,12 @@ def figures(choice: Choice, found: Plan) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if path == _PRINTED:
+        print(text, end="")
+        return
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"json: {path} cannot be written ({error.strerror}): name another file") from error
 
@@ -294,7 +304,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         default=[None],
         help=f"what is computed again: {', '.join(_KEYS.values())}; all four; or several with commas between",
     )
-    parser.add_argument("--json", type=Path, help="a file for all figures, in bytes and seconds")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_PRINTED,
+        metavar="FILE",
+        help="a file for all figures, in bytes and seconds; without one they are printed, and nothing else",
+    )
     return parser
 
 

@@ -116,22 +116,36 @@ def _best(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--plots", action="store_true", help="draw importance.png and parallel.png, and write trials.html, too"
     )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     options = parse(parser, arguments)
     study = Study(SweepDirectory(options.sweep_dir))
     best = write_best(study)
     now = status(study)
     assert now.best is not None
-    print(f"{study.directory.run(now.best['run']).directory}: {now.metric} {best.value:.6g}")
-    for name, value in now.best["parameters"].items():
-        print(f"  {name} {value}")
-    print(study.directory.best)
+    said = {
+        "run": str(study.directory.run(now.best["run"]).directory),
+        "metric": now.metric,
+        "value": best.value,
+        "parameters": now.best["parameters"],
+        "config": str(study.directory.best),
+    }
+    if not options.json:
+        print(f"{said['run']}: {now.metric} {best.value:.6g}")
+        for name, value in now.best["parameters"].items():
+            print(f"  {name} {value}")
+        print(study.directory.best)
     if options.plots:
         from ftlab.sweeps.plots import importances, write_plots
 
-        for path in write_plots(study):
-            print(path)
-        for name, share in importances(study).items():
-            print(f"  {name}: {share:.0%} of what the trials differ in")
+        plots, shares = write_plots(study), importances(study)
+        said |= {"plots": list(map(str, plots)), "importances": shares}
+        if not options.json:
+            for path in plots:
+                print(path)
+            for name, share in shares.items():
+                print(f"  {name}: {share:.0%} of what the trials differ in")
+    if options.json:
+        print(json.dumps(said, indent=2))
     return 0
 
 
