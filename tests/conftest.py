@@ -2,8 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
@@ -13,12 +15,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # networks this small only wait for a secon
 import hypothesis
 import lightning.pytorch as pl
 import pytest
+import terminals
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from terminals import Terminal
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import ftlab
+from ftlab import progress
 from ftlab.data import FinetuneData
 from ftlab.evaluation.generation import Decoding
 from ftlab.methods import Full, Method
@@ -171,3 +176,22 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
         return pl.Trainer(**(defaults | options))
 
     return make
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """Is standard error, to bars: pytest puts its own back between a fixture and the test."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with terminals.opened() as opened:
+        monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=opened.file))
+        yield opened
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars are drawn from the beginning on, at every step."""
+    monkeypatch.setattr(progress, "_SOON", 0.0)
+    monkeypatch.setattr(progress, "_AGAIN", 0.0)
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: timer.function())
+    monkeypatch.setattr(threading.Timer, "join", lambda timer: None)

@@ -13,7 +13,8 @@ import ftlab.methods
 
 PACKAGE = Path(ftlab.__file__).parent
 FLOORS = [
-    {"__init__", "errors", "pages"},
+    {"__init__", "errors", "pages", "console"},
+    {"progress"},
     {"attention"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other

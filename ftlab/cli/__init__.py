@@ -44,6 +44,8 @@ come to its end; the profile is that of slurm/profiles/, by default default.yaml
 HARNESS = """With --harness TASK,… the run is judged by tasks of lm-evaluation-harness instead, or by YAML files that
 describe some; the package comes with pip install 'ftlab[harness]'"""
 
+SCORES = "With --json the scores are printed for programs"
+
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "plan": "ftlab.cli.plan",
@@ -71,16 +73,17 @@ Fine-tuning of language models with numbers one can trust: full, LoRA, QLoRA and
 verbs:
 {verbs}
 
-ftlab VERB --help lists the options of a verb; -v shows the whole trace of an error."""
+ftlab VERB --help lists the options of a verb; -v, before the verb or after it, shows the whole trace of an error."""
+_VERBOSE = ("-v", "--verbose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense, 75
     where a signal has stopped training and the same command goes on, 130 where the user has."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = bool(arguments) and arguments[0] in ("-v", "--verbose")
+    verbose = arguments[:1] != ["completion"] and any(word in _VERBOSE for word in arguments)
     if verbose:
-        del arguments[0]
+        arguments = [word for word in arguments if word not in _VERBOSE]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE.format(verbs="\n".join(f"  {verb:<14}{does}" for verb, does in VERBS.items())))
         return 0 if arguments else 2

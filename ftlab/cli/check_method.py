@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Literal
 
 import transformers
 from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.methods import Method
 from ftlab.methods.lookup import method_class
@@ -40,7 +42,11 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         parameters=options.parameters,
         processes=options.processes,
     )
-    _print(report)
+    if options.json:
+        outcomes = [dataclasses.asdict(outcome) for outcome in report.outcomes]
+        print(json.dumps({"method": report.method, "outcomes": outcomes}, indent=2, ensure_ascii=False))
+    else:
+        _print(report)
     return 1 if report.failures else 0
 
 
@@ -59,6 +65,7 @@ def _parser(verb: str, method: type[Method] | None) -> ArgumentParser:
     parser.add_argument(
         "--processes", type=bool, default=False, help="also load in a fresh process, and train on two devices"
     )
+    parser.add_argument("--json", action="store_true", help="print every outcome as JSON, for programs")
     return parser
 
 
@@ -68,6 +75,6 @@ def _print(report: Report) -> None:
     for outcome in report.outcomes:
         status = Text(outcome.status, style=_COLOURS[outcome.status])
         table.add_row(outcome.check, outcome.base, status, Text(outcome.remark))
-    Console().print(table)
+    new_console().print(table)
     counts = {status: sum(o.status == status for o in report.outcomes) for status in _COLOURS}
     print(f"{report.method}: {', '.join(f'{number} {status}' for status, number in counts.items() if number)}")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Options, compare, find_runs, unscored
 from ftlab.reports.compare.judged import ALLOWED
@@ -147,7 +147,8 @@ def _parser(verb: str) -> ArgumentParser:
 
 
 def _print(comparison: Comparison) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=160)  # a file has no width: 80 would fold numbers
+    # a file has no width: 80 would fold numbers
+    console = new_console(width=None if sys.stdout.isatty() else 160)
     for each in tables(comparison):
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for number, name in enumerate(each.header):

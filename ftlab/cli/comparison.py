@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ftlab.cli.experiment import Experiment
+from ftlab.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Judge:
 
     Args:
         experiment: The run; its base is opened and multiplied in float32 from now on.
-        records: Validation records to score; 0 for none.
+        records: Validation records to score; 0 for none. In `records` there are as many as there are.
     """
 
     def __init__(self, experiment: Experiment, records: int) -> None:
@@ -47,8 +49,11 @@ class Judge:
         self.scored = records > 0 and data.has_split("validation")
         data.answers_in_validation = True
         data.test_limit = records  # limits what is scored, of any split
+        if self.scored:
+            data.setup("validate")
+        self.records = len(data.records("validation")) if self.scored else 0
 
-    def __call__(self, network: nn.Module) -> Judgement:
+    def __call__(self, network: nn.Module, bar: Progress) -> Judgement:
         """Logits on tokens drawn from the whole vocabulary, and scores on the first validation records."""
         vocabulary = self.module.pretrained.config().get_text_config().vocab_size
         ids = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0)).to(self.device)
@@ -56,14 +61,15 @@ class Judge:
             logits = network.eval()(input_ids=ids).logits.float().cpu()
         if not self.scored:
             return Judgement(logits, {}, 0)
-        self._score(network)
+        self._score(network, bar)
         return Judgement(logits, self.module.tally.scores(), len(self.module.tally.answers))
 
-    def _score(self, network: nn.Module) -> None:
+    def _score(self, network: nn.Module, bar: Progress) -> None:
         self.module.network = network
         trainer = pl.Trainer(
             accelerator=self.device.type,
             devices=1,
+            callbacks=[_Counter(bar)],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -72,6 +78,25 @@ class Judge:
         )
         trainer.validate(self.module, self.data, verbose=False)
         self.module.network = None
+
+
+class _Counter(pl.Callback):
+    """Has a bar count the records that are answered."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if "indices" in batch:
+            self._bar.advance(len(batch["indices"]))
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,16 @@ class Comparison:
         if self.run.records:
             rows.append(["validation records", *(str(one.records) for one in each)])
         return rows + [[name, *(f"{one.scores[name]:.4f}" for one in each)] for name in self.run.scores]
+
+    def plain(self) -> dict[str, Any]:
+        """For programs: differences as shares, and the scores of each."""
+        each = {"run": self.run, "export": self.export, "full_precision": self.full}
+        return {
+            "logit": self.logit,
+            "loss": self.loss,
+            "records": self.run.records,
+            "scores": {name: judged.scores for name, judged in each.items() if judged},
+        }
 
     def table(self) -> Table:
         """The same for a terminal."""

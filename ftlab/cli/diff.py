@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.runs import Run, identity
 from ftlab.runs.files import read_json
@@ -149,7 +149,7 @@ def _plain(runs: tuple[Run, Run], sections: Sequence[Section]) -> dict[str, Any]
 
 
 def _print(runs: tuple[Run, Run], sections: Sequence[Section]) -> None:
-    console = Console()
+    console = new_console()
     for letter, each in zip("AB", runs, strict=True):
         console.print(Text(f"{letter}  {each.directory}: {_told(each)}"))
     for section in sections:

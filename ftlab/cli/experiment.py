@@ -36,13 +36,14 @@ from ftlab.callbacks import (
     Throughput,
     Whereabouts,
 )
-from ftlab.cli import HARNESS, ON_SLURM, VERBS
+from ftlab.cli import HARNESS, ON_SLURM, SCORES, VERBS
 from ftlab.cli.compose import config_files, expand, experiment_name, read_config
 from ftlab.cli.open_choices import choose_checkpointing, split_batches
 from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, logger_of, open_session
 from ftlab.cli.wandb_results import tell_samples
+from ftlab.console import colors
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
@@ -50,14 +51,14 @@ from ftlab.modules.activations import GradientCheckpointing
 from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
-_MORE = {"fit": f".\n\n{ON_SLURM}", "test": f".\n\n{HARNESS}"}
+_MORE = {"fit": f".\n\n{ON_SLURM}", "validate": f".\n\n{SCORES}", "test": f".\n\n{HARNESS}. {SCORES}"}
 
 
 class ProgressBar(RichProgressBar):
     """Lightning's bar, on standard error, without the run's name in it."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=20, console_kwargs={"stderr": True})
+        super().__init__(refresh_rate=20, console_kwargs={"stderr": True, "color_system": colors()})
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,24 +3,26 @@ done."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
-from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ftlab.cli.comparison import Comparison, Judge, Judgement
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.methods import adapter_bits
 from ftlab.networks import DType
+from ftlab.progress import Progress
 from ftlab.reports.model_card import model_card
 from ftlab.runs import files_under
 
@@ -54,6 +56,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         "itself; by default what the method states, and any where rounding is asked for",
     )
     parser.add_argument("--license", type=str | None, help="for the model card; by default the base's, where it says")
+    parser.add_argument("--json", action="store_true", help="print sizes and the comparison as JSON, for programs")
     options = parse(parser, arguments)
     _must_make_sense(options)
     if adapter_bits.is_quantised(options.run):
@@ -61,11 +64,31 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     experiment = Experiment.of_run(options.run)
     held = _held(experiment)
     judge = Judge(experiment, options.records)
-    expected = judge(experiment.open_trained(judge.device))  # no two networks are in memory at a time
+    times = 3 if _in_few_bits(experiment) else 2
+    with Progress(f"opening {options.run}", "records", times * judge.records or None) as bar:
+        comparison = _exported(experiment, options, judge, bar, held)
+    if options.json:
+        print(json.dumps(_sizes(options, experiment.run.model) | comparison.plain(), indent=2))
+        return 0
+    print(f"{options.to}: {_size(options.to)}, a logit differs by at most {comparison.logit:.2g} of the largest")
+    if options.adapter_bits:
+        print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
+    new_console().print(comparison.table())
+    return 0
+
+
+def _exported(experiment: Experiment, options: Namespace, judge: Judge, bar: Progress, held: str) -> Comparison:
+    """Writes the export and puts it in place, if it answers as the run does."""
+    trained = experiment.open_trained(judge.device)
+    bar.say(f"scoring {options.run}")
+    expected = judge(trained, bar)
+    del trained  # no two networks are in memory at a time
     with _unfinished(options.to) as unfinished:
+        bar.say(f"writing {options.to}")
         _write(experiment, options, unfinished, judge.device)
-        exported = judge(_opened(experiment, options, unfinished, judge.device))
-        comparison = Comparison(expected, exported, _in_full_precision(experiment, judge))
+        bar.say(f"scoring {options.to}")
+        exported = judge(_opened(experiment, options, unfinished, judge.device), bar)
+        comparison = Comparison(expected, exported, _in_full_precision(experiment, judge, bar))
         _must_be_the_same(comparison, experiment, options)
         experiment.model.pretrained.tokenizer().save_pretrained(unfinished)
         card = model_card(
@@ -77,11 +100,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
             license=options.license,
         )
         (unfinished / "README.md").write_text(card, encoding="utf-8")
-    print(f"{options.to}: {_size(options.to)}, a logit differs by at most {comparison.logit:.2g} of the largest")
-    if options.adapter_bits:
-        print(f"in {options.adapter_bits} bits a value; {experiment.run.model} is {_size(experiment.run.model)}")
-    Console().print(comparison.table())
-    return 0
+    return comparison
 
 
 def _must_make_sense(options: Namespace) -> None:
@@ -102,6 +121,9 @@ def _widen(options: Namespace) -> int:
     with _unfinished(options.to) as unfinished:
         unfinished.rmdir()
         adapter_bits.dequantise(options.run, unfinished)
+    if options.json:
+        print(json.dumps(_sizes(options, options.run), indent=2))
+        return 0
     print(f"{options.to}: {_size(options.to)}, in peft's layout; {options.run} is {_size(options.run)}")
     return 0
 
@@ -150,14 +172,21 @@ def _held(experiment: Experiment) -> str:
     return pretrained.dtype if kind == "full" else kind
 
 
-def _in_full_precision(experiment: Experiment, judge: Judge) -> Judgement | None:
-    """What the trained weights answer on the base that has not been put into few bits, where the method does that."""
+def _in_few_bits(experiment: Experiment) -> bool:
+    """Whether the base was put into few bits for training, and the method also stands on one that is not."""
     method = experiment.model.method
-    if not method.quantization or "full" not in method.bases:
+    return bool(method.quantization) and "full" in method.bases
+
+
+def _in_full_precision(experiment: Experiment, judge: Judge, bar: Progress) -> Judgement | None:
+    """What the trained weights answer on the base that has not been put into few bits, where the method does that."""
+    if not _in_few_bits(experiment):
         return None
+    method = experiment.model.method
     quantization, method.quantization = method.quantization, None
     try:
-        return judge(experiment.open_saved(experiment.run.model, judge.device))
+        bar.say("scoring on the base in full precision")
+        return judge(experiment.open_saved(experiment.run.model, judge.device), bar)
     finally:
         method.quantization = quantization
 
@@ -178,5 +207,19 @@ def _must_be_the_same(comparison: Comparison, experiment: Experiment, options: N
             )
 
 
+def _sizes(options: Namespace, model: Path) -> dict[str, Any]:
+    """What was exported and where to, in bytes, for programs."""
+    return {
+        "run": str(options.run),
+        "to": str(options.to),
+        "bytes": _bytes(options.to),
+        "model_bytes": _bytes(model),
+    }
+
+
 def _size(directory: Path) -> str:
-    return f"{sum(file.stat().st_size for file in files_under(directory)) / 1e6:.3g} MB"
+    return f"{_bytes(directory) / 1e6:.3g} MB"
+
+
+def _bytes(directory: Path) -> int:
+    return sum(file.stat().st_size for file in files_under(directory))

@@ -7,17 +7,15 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.text import Text
-
 from ftlab.cli.answers import Model, Question
 from ftlab.errors import UserError
+from ftlab.progress import Progress
 from ftlab.runs.files import sync_directory
 
 _BATCHES = 8
@@ -59,7 +57,7 @@ def answer_file(model: Model, path: Path, to: Path | None, identity: Mapping[str
     for line, why in sorted(unusable):
         print(f"ftlab: {path}, line {line}, is left out: {why}", file=sys.stderr)
     if to is None:
-        for text in _answered(model, questions, 0):
+        for text in _answered(model, questions, 0, shown=not sys.stdout.isatty()):
             print(text, end="", flush=True)
     else:
         _write(to, model, questions, identity)
@@ -98,27 +96,18 @@ def read_rows(path: Path, adapters: Sequence[str]) -> tuple[list[Row], list[tupl
     return rows, unusable
 
 
-def _answered(model: Model, questions: Sequence[Question], done: int) -> Iterator[str]:
+def _answered(model: Model, questions: Sequence[Question], done: int, shown: bool = True) -> Generator[str, None, None]:
     """The lines of the answers from the one of number `done` on, some at a time.
 
     What is answered together does not depend on where it was begun, or sampled answers would.
     """
-    console, together = Console(stderr=True), model.batch_size * _BATCHES
-    columns = ("answered", BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        counter = bar.add_task("", total=len(questions), completed=done)
+    together = model.batch_size * _BATCHES
+    with Progress("answering", "prompts", len(questions), done, shown=shown) as bar:
         for start in range(done // together * together, len(questions), together):
             mine = questions[start : start + together]
             lines = [_line(model, *each) for each in zip(mine, model.answers(mine, start), strict=True)]
             yield "".join(lines[max(0, done - start) :])
-            bar.update(counter, completed=start + len(mine))
-
-
-class _Rate(ProgressColumn):
-    """Answers a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+            bar.advance(start + len(mine) - max(done, start))
 
 
 def _line(model: Model, question: Question, answer: str) -> str:
@@ -145,10 +134,11 @@ def _write(to: Path, model: Model, questions: Sequence[Question], identity: Mapp
         done = whole[0].count(b"\n") + bool(whole[1])
         if done:
             print(f"ftlab: going on after {done:,} answers of {len(questions):,}", file=sys.stderr)
-        for text in _answered(model, questions, done):
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with closing(_answered(model, questions, done)) as answered:
+            for text in answered:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
     part.replace(to)
     sync_directory(to.parent)
     print(f"ftlab: wrote {to}", file=sys.stderr)

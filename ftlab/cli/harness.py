@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from ftlab.cli.experiment import Experiment
@@ -44,8 +42,11 @@ def asked_for(verb: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
     return tasks, rest
 
 
-def judge(experiment: Experiment, tasks: Sequence[str]) -> None:
+def judge(experiment: Experiment, tasks: Sequence[str]) -> dict[str, float]:
     """Scores the run's best weights, as `model/` holds them; `harness_…` go into scores.json.
+
+    Returns:
+        These.
 
     Raises:
         UserError: Training has not come to its end, or the harness cannot run a task.
@@ -63,7 +64,4 @@ def judge(experiment: Experiment, tasks: Sequence[str]) -> None:
     run.add_scores(scores)
     noted = run.record().get("harness", {})
     run.note(harness={"lm_eval": found.facts["lm_eval"], "tasks": noted.get("tasks", {}) | found.facts["tasks"]})
-    table = Table("score", "value", title=str(run.directory))
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)
+    return scores

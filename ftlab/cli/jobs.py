@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +20,7 @@ from ftlab.cli.sentences import own_parser, parse
 from ftlab.cluster.progress import at_work_here
 from ftlab.cluster.slurm import in_words, installed
 from ftlab.cluster.submission import directory_of
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.runs import Run
 
@@ -61,7 +61,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([_plain(line) for line in lines], indent=2))
     elif lines:
-        Console().print(_table(lines))
+        new_console().print(_table(lines))
     else:
         print(f"ftlab: nothing is running or queued under {options.root}", file=sys.stderr)
     return 0

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.facts_of_runs import STATES, RunFacts, clock, size
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.runs import Run
 from ftlab.runs.finding import directories
@@ -65,7 +65,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps([plain(line, options.metric) for line in ordered], indent=2))
     elif ordered:
-        console = Console() if sys.stdout.isatty() else Console(width=200)  # a file has no width: 80 would fold paths
+        console = new_console(width=None if sys.stdout.isatty() else 200)  # a file has no width: 80 would fold paths
         console.print(_table(ordered, options.metric))
     else:
         print(f"ftlab: there are no runs{' in such a state' if options.state else ''}", file=sys.stderr)

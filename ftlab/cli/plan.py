@@ -14,17 +14,18 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ftlab.cli import VERBS
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
 from ftlab.networks import base_kind
 from ftlab.planning import PARTS, Device, Plan, device_named, plan, shape_of, ways_on
+from ftlab.progress import Progress
 
 _DESCRIPTION = f"""{VERBS["plan"]}.
 
@@ -63,13 +64,25 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         Choice(*chosen)
         for chosen in itertools.product(options.methods, options.batches, options.lengths, options.checkpointing)
     ]
-    plans = list(_plans(choices, rest, device))
+    plans = []
+    with Progress("planning", "plans", len(choices)) as bar:
+        for planned in _plans(choices, rest, device):
+            plans.append(planned)
+            bar.advance()
     if options.json:
         _write(options.json, [figures(choice, found) for choice, _, found in plans])
+    printed = options.json == _PRINTED
     if len(plans) == 1:
         ((_, experiment, found),) = plans
-        return _tell(experiment, found)
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
+        if not printed:
+            _tell(experiment, found)
+        if found.fits:
+            return 0
+        print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
+        return 1
+    if printed:
+        return 0
+    new_console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
     return 0
 
 
@@ -104,7 +117,7 @@ def _with_method(words: Sequence[str], name: str | None) -> list[str]:
 # ---------------------------------------------------------------- one configuration
 
 
-def _tell(experiment: Unopened, found: Plan) -> int:
+def _tell(experiment: Unopened, found: Plan) -> None:
     rehearsal, batch, device = found.rehearsal, found.step.batch, found.device
     method, network = type(found.step.method).__name__, found.step.network
     checkpointing = f", {_AGAIN[found.step.checkpointing]}" if found.step.checkpointing else ""
@@ -126,10 +139,6 @@ def _tell(experiment: Unopened, found: Plan) -> int:
         f"a checkpoint: {_gb(found.checkpoint).strip()} with the optimiser's state; what is trained: "
         f"{_gb(rehearsal.trained_bytes).strip()}"
     )
-    if found.fits:
-        return 0
-    print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
-    return 1
 
 
 def does_not_fit(found: Plan, compiled: bool = False) -> str:
@@ -194,6 +203,8 @@ _WORDS = {
 }
 
 
+_PRINTED = Path("-")
+"""In the place of a file: standard output."""
 _WIDE = 120
 """Columns of a table that goes into a file."""
 
@@ -252,8 +263,12 @@ def figures(choice: Choice, found: Plan) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2) + "\n"
+    if path == _PRINTED:
+        print(text, end="")
+        return
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"json: {path} cannot be written ({error.strerror}): name another file") from error
 
@@ -289,7 +304,14 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         default=[None],
         help=f"what is computed again: {', '.join(_KEYS.values())}; all four; or several with commas between",
     )
-    parser.add_argument("--json", type=Path, help="a file for all figures, in bytes and seconds")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=_PRINTED,
+        metavar="FILE",
+        help="a file for all figures, in bytes and seconds; without one they are printed, and nothing else",
+    )
     return parser
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
 
 from ftlab.cli import VERBS
 from ftlab.cli.compose import as_text, config_files, expand, experiment_name
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
 from ftlab.reports.data_card import data_card, histogram, markdown, shown, tables
@@ -43,7 +43,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(card, indent=2, ensure_ascii=False))
         return 0
-    console = Console()
+    console = new_console()
     for table in tables(card):
         console.print(table)
     if "layout" in card:

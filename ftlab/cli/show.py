@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from ftlab.cli import VERBS
 from ftlab.cli.facts_of_runs import RunFacts, clock, size
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.cluster.progress import progress
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.runs import Run
 from ftlab.runs.checkpoint_files import step_of
@@ -113,7 +113,7 @@ def _commands(facts: RunFacts) -> Iterator[tuple[str, str]]:
 
 
 def _print(said: Mapping[str, Any]) -> None:
-    console = Console()
+    console = new_console()
     console.print(Text(f"{said['run']}: {said['state']}", style="bold"), soft_wrap=True)
     for title, lines in _tables(said).items():
         if lines := [(key, value) for key, value in lines if value]:

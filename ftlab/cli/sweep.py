@@ -11,12 +11,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
+from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.sweeps import Launcher, Status, Study, SweepDirectory, local, read_sweep_file, status, work
 from ftlab.sweeps.best import write_best
@@ -116,22 +116,36 @@ def _best(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--plots", action="store_true", help="draw importance.png and parallel.png, and write trials.html, too"
     )
+    parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     options = parse(parser, arguments)
     study = Study(SweepDirectory(options.sweep_dir))
     best = write_best(study)
     now = status(study)
     assert now.best is not None
-    print(f"{study.directory.run(now.best['run']).directory}: {now.metric} {best.value:.6g}")
-    for name, value in now.best["parameters"].items():
-        print(f"  {name} {value}")
-    print(study.directory.best)
+    said = {
+        "run": str(study.directory.run(now.best["run"]).directory),
+        "metric": now.metric,
+        "value": best.value,
+        "parameters": now.best["parameters"],
+        "config": str(study.directory.best),
+    }
+    if not options.json:
+        print(f"{said['run']}: {now.metric} {best.value:.6g}")
+        for name, value in now.best["parameters"].items():
+            print(f"  {name} {value}")
+        print(study.directory.best)
     if options.plots:
         from ftlab.sweeps.plots import importances, write_plots
 
-        for path in write_plots(study):
-            print(path)
-        for name, share in importances(study).items():
-            print(f"  {name}: {share:.0%} of what the trials differ in")
+        plots, shares = write_plots(study), importances(study)
+        said |= {"plots": list(map(str, plots)), "importances": shares}
+        if not options.json:
+            for path in plots:
+                print(path)
+            for name, share in shares.items():
+                print(f"  {name}: {share:.0%} of what the trials differ in")
+    if options.json:
+        print(json.dumps(said, indent=2))
     return 0
 
 
@@ -250,7 +264,7 @@ class _Watch:
 
 
 def _print(now: Status) -> None:
-    console = Console()
+    console = new_console()
     of = f" of {now.trials}" if now.trials else ""
     states = ", ".join(f"{count} {state}" for state, count in now.states.items() if count)
     console.print(Text(f"{now.sweep}: {states or 'nothing begun'}{of}"), soft_wrap=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ftlab.callbacks import ModelWriter, peak_memory
@@ -19,9 +19,10 @@ from ftlab.cli.on_slurm import asked_for, submit, unchanged
 from ftlab.cli.provenance import facts, session
 from ftlab.cli.retention import Retention
 from ftlab.cli.wandb_results import conclude, tell_scores
+from ftlab.console import new_console
 from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
-from ftlab.runs import files_under, short_hash
+from ftlab.runs import Run, files_under, short_hash
 
 
 def run(verb: str, arguments: Sequence[str]) -> int:
@@ -29,19 +30,35 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     if verb == "fit":
         arguments = ["--run.profile=true" if word == "--profile" else word for word in arguments]
     tasks, arguments = harness.asked_for(verb, arguments)
+    as_json = verb in ("validate", "test") and "--json" in arguments
+    if as_json:
+        arguments = [word for word in arguments if word != "--json"]
     submission, arguments = asked_for(verb, arguments)
     if submission:
         return submit(submission, arguments)
+    verbs: dict[str, Callable[[Experiment], dict[str, float] | None]]
     verbs = {"fit": fit, "validate": validate, "test": test, "predict": predict}
     with trainer_refusals():
         experiment = Experiment(arguments, verb)
         with breakdowns(lambda: situation_of(experiment, verb)):
             if tasks:
                 _to_judge(experiment)
-                harness.judge(experiment, tasks)
+                scores: dict[str, float] | None = harness.judge(experiment, tasks)
             else:
-                verbs[verb](experiment)
+                scores = verbs[verb](experiment)
+    if scores is not None:
+        _print(experiment.run, scores, as_json)
     return 0
+
+
+def _print(run: Run, scores: Mapping[str, float], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"run": str(run.directory), "scores": scores}, indent=2))
+        return
+    table = Table("score", "value", title=str(run.directory))
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}")
+    new_console().print(table)  # not rich.print: Lightning's bar moves that to standard error
 
 
 def fit(experiment: Experiment) -> None:
@@ -143,25 +160,25 @@ def train(experiment: Experiment, begin: str | None) -> None:
         raise (KeyboardInterrupt if by_user else Preempted)(said) from stop
 
 
-def validate(experiment: Experiment) -> None:
-    """Scores the validation records with the run's best weights; `val_…` go into scores.json."""
+def validate(experiment: Experiment) -> dict[str, float] | None:
+    """Scores the validation records with the run's best weights; `val_…` go into scores.json, by the first process."""
     checkpoint = _to_judge(experiment)
     retention = Retention(experiment)
     retention.before()
     experiment.datamodule.answers_in_validation = True
     experiment.trainer.validate(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
-    _keep_scores(experiment, "val", "validation", retention)
+    return _keep_scores(experiment, "val", "validation", retention)
 
 
-def test(experiment: Experiment) -> None:
-    """Scores the test records with the run's best weights; `test_…` go into scores.json."""
+def test(experiment: Experiment) -> dict[str, float] | None:
+    """Scores the test records with the run's best weights; `test_…` go into scores.json, by the first process."""
     checkpoint = _to_judge(experiment)
     if experiment.datamodule.scored_split != "test":
         _say(f"{experiment.datamodule.corpus.name} has no test records: scoring the validation records")
     retention = Retention(experiment)
     retention.before()
     experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)
-    _keep_scores(experiment, "test", "test", retention)
+    return _keep_scores(experiment, "test", "test", retention)
 
 
 def predict(experiment: Experiment) -> None:
@@ -191,11 +208,12 @@ def _to_judge(experiment: Experiment) -> str | None:
     return checkpoint
 
 
-def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Retention) -> None:
+def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Retention) -> dict[str, float] | None:
+    """Returns what was written, in the process that writes."""
     run, tally = experiment.run, experiment.model.tally
     kept = retention.after()
     if not experiment.trainer.is_global_zero:
-        return
+        return None
     scores = {f"{prefix}_{name}": value for name, value in tally.scores().items()}
     suffix = _suffix_of_other_scores(experiment)
     run.add_scores(scores, suffix)
@@ -206,12 +224,9 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Ret
     if tally.texts:
         run.note(signatures=tally.texts.signatures)
     scores |= retention.keep(kept, suffix)
-    table = Table("score", "value", title=str(run.directory))
-    for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}")
-    Console().print(table)  # not rich.print: Lightning's bar moves that to standard error
     if not suffix:
         tell_scores(experiment.config_init["wandb"], run, split)
+    return scores
 
 
 def _suffix_of_other_scores(experiment: Experiment) -> str:

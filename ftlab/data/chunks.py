@@ -42,6 +42,11 @@ class LineChunk:
     def __len__(self) -> int:
         return len(self.lines)
 
+    @property
+    def bytes(self) -> int:
+        """Of the file, but for blank lines."""
+        return sum(map(len, self.lines))
+
     def records(self) -> list[RawRecord]:
         """Parses the lines.
 
@@ -75,6 +80,11 @@ class RowChunk:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def bytes(self) -> int:
+        """About how many of the file: characters of its texts."""
+        return sum(len(value) for row in self.rows for value in row.values() if isinstance(value, str))
+
     def records(self) -> list[RawRecord]:
         """The rows as records."""
         return list(map(RawRecord, self.rows, self.sources))
@@ -98,6 +108,11 @@ class TableChunk:
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def bytes(self) -> int:
+        """Of the stream: a file that is packed has fewer."""
+        return len(self.table)
 
     def records(self) -> list[RawRecord]:
         """Turns the rows into Python's values."""

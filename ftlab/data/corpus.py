@@ -26,7 +26,7 @@ from ftlab.data.formats import Format, recognise
 from ftlab.data.leaks import Fingerprints, Leaks
 from ftlab.data.mixing import Source
 from ftlab.data.preparation import Opened, Stages, parts, tasks, worker_count
-from ftlab.data.progress import watched
+from ftlab.data.progress import counted
 from ftlab.data.records import SPLITS, Record, Split, group_by_prompt
 from ftlab.data.retention import RetentionSet, options_of, passages
 from ftlab.data.sources import OpenedSource, SplitSource, cache_dir, open_source
@@ -200,8 +200,10 @@ class Corpus:
         stages = self.stages(encoder)
         made = parts(stages, tasks(self.opened), worker_count(self.opened, self.workers))
         with closing(Builder(directory, stages)) as builder, closing(made):
-            for part in watched(made, self.name):
-                builder.add(part)
+            with counted(self.name, self.opened) as count:
+                for part in made:
+                    builder.add(part)
+                    count(part)
             builder.finish(self.benchmarks(), self.apart())
 
     def benchmarks(self) -> Iterator[tuple[Any, list[str]]]:

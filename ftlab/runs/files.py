@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ftlab.errors import UserError
+from ftlab.progress import Progress
 
 _PART, _PIECE = 2**26, 2**20
 
@@ -71,11 +72,16 @@ def digest(path: Path) -> str:
 
 def digests(files: Sequence[Path]) -> list[str]:
     """Of the content of large files: of each, the digest of the digests of its 64 MiB, which threads take."""
-    parts = [(file, start) for file in files for start in range(0, max(1, file.stat().st_size), _PART)]
+    sizes = {file: file.stat().st_size for file in files}
+    parts = [(file, start) for file in files for start in range(0, max(1, sizes[file]), _PART)]
     found = {file: _hash() for file in files}
-    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as threads:
-        for (file, _), part in zip(parts, threads.map(_digest_of_part, parts), strict=True):
+    with (
+        Progress("taking digests of the network's files", "bytes", sum(sizes.values())) as bar,
+        ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as threads,
+    ):
+        for (file, start), part in zip(parts, threads.map(_digest_of_part, parts), strict=True):
             found[file].update(part)
+            bar.advance(min(_PART, sizes[file] - start))
     return [found[file].hexdigest() for file in files]
 
 

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from ftlab import __version__
-from ftlab.cli import VERBS
+from ftlab.cli import VERBS, main
+from ftlab.errors import UserError
 
 
 def test_help_lists_every_verb(ftlab: Callable[..., Any]) -> None:
@@ -45,6 +46,22 @@ def test_no_verb_is_an_error(ftlab: Callable[..., Any]) -> None:
     answer = ftlab()
     assert answer.code == 2
     assert "usage: ftlab" in answer.out
+
+
+@pytest.mark.parametrize(
+    "words", [("-v", "show", "nowhere"), ("show", "-v", "nowhere"), ("show", "nowhere", "--verbose")], ids=" ".join
+)
+def test_the_whole_trace_is_shown_where_it_is_asked_for(words: Sequence[str]) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        main(words)
+
+
+def test_it_is_a_sentence_where_it_is_not(refused: Callable[..., str]) -> None:
+    assert "nowhere" in refused("show", "nowhere")
+
+
+def test_completion_is_given_words_as_they_are(ftlab: Callable[..., Any]) -> None:
+    assert ftlab("completion", "words", "-v") == ftlab("completion", "words", "-nothing-begins-so")
 
 
 def test_version(ftlab: Callable[..., Any]) -> None:

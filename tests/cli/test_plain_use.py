@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminals import Terminal, without_codes
+from written_runs import write_method
 
 from ftlab.networks import Network
 
@@ -90,3 +92,28 @@ def test_programs_read_what_prepare_and_diff_print(workplace: Path, ftlab: Calla
     assert apart["sections"]["configuration"]["differing"] == {"model.method.r": [2, 4]}
     assert apart["sections"]["configuration"]["same"] is False
     assert apart["sections"]["scores"]["same"] is None
+
+
+def test_export_says_how_far_it_is(
+    finished: Callable[[str], Path], ftlab: Callable[..., Any], at_once: None, terminal: Terminal
+) -> None:
+    run = finished("lora")
+    assert ftlab("export", run, "out").code == 0
+    seen = without_codes(terminal.read())
+    assert f"scoring {run}" in seen
+    assert "10/10 records" in seen  # five, by the run and by the export
+
+
+def test_plan_and_compare_say_how_far_they_are(
+    workplace: Path, ftlab: Callable[..., Any], at_once: None, terminal: Terminal
+) -> None:
+    table = ("--device", "16 GB", "--batches", "1,2")
+    assert ftlab("plan", "-c", "tiny.yaml", *table).code == 0
+    write_method(Path("runs/full"), 70, method="ftlab.methods.Full")
+    write_method(Path("runs/lora"), 74)
+    assert ftlab("compare", "runs/*").code == 0
+    seen = without_codes(terminal.read())
+    assert "planning" in seen
+    assert "2/2 plans" in seen
+    assert "/2 methods" in seen
+    assert "/1 methods" in seen

@@ -63,6 +63,10 @@ def test_from_a_sweep_file_to_the_best_trial(write_sweep: Callable[..., Path], f
     assert said.out.startswith(f"runs/both/{best}: val_loss ")
     for plot in ("importance.png", "parallel.png"):
         assert (Path("runs/both") / plot).read_bytes().startswith(b"\x89PNG")
+    plain = json.loads(ftlab("sweep", "best", "runs/both", "--json").out)
+    assert (plain["run"], plain["value"]) == (f"runs/both/{best}", losses[best])
+    assert (plain["metric"], plain["config"]) == ("val_loss", "runs/both/best.yaml")
+    assert plain["parameters"] == told["best"]["parameters"]
     page = (Path("runs/both") / "trials.html").read_text()
     assert all(run.name in page for run in runs)
     composed = ftlab("fit", "-c", "runs/both/best.yaml", "--print_config")

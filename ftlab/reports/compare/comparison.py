@@ -14,6 +14,7 @@ from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import RESAMPLES
 from ftlab.evaluation.statistics import Estimate, Significance
 from ftlab.evaluation.sums import score_of_sums
+from ftlab.progress import Progress
 from ftlab.reports.compare.costs import Cost, costs, equal
 from ftlab.reports.compare.groups import Group, JudgedRun, into_groups
 from ftlab.reports.compare.judged import (
@@ -295,7 +296,11 @@ def _versus(
 ) -> list[Versus | None]:
     others = [number for number in range(len(groups)) if number != base]
     score = score_of_sums(metric.name)
-    found = [statistics.significance(samples[n], samples[base], score, options.resamples) for n in others]
+    found = []
+    with Progress("testing differences", "methods", len(others)) as bar:
+        for number in others:
+            found.append(statistics.significance(samples[number], samples[base], score, options.resamples))
+            bar.advance()
     corrected = statistics.corrected(found)
     deciding = statistics.holm([each.deciding for each in found])
     result: list[Versus | None] = [None] * len(groups)

@@ -16,6 +16,7 @@ from ftlab.errors import UserError
 from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import Array
 from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
+from ftlab.progress import Progress
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
 
 PREFIXES = {"test": "test", "val": "validation"}
@@ -178,14 +179,16 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
     score = score_of_sums(metric.name)
     first: tuple[JudgedRun, list[dict[str, Any]]] | None = None
     samples = []
-    for group in groups:
-        tables = []
-        for run in group.runs:
-            rows = answers(run, metric)
-            first = first or (run, rows)
-            _refuse_other_records(*first, run, rows)
-            tables.append(_checked(sums(metric.name, rows), run, metric))
-        samples.append(statistics.sample(numpy.stack(tables), score, group.seeds, group.drawn, resamples))
+    with Progress("drawing records anew", "methods", len(groups)) as bar:
+        for group in groups:
+            tables = []
+            for run in group.runs:
+                rows = answers(run, metric)
+                first = first or (run, rows)
+                _refuse_other_records(*first, run, rows)
+                tables.append(_checked(sums(metric.name, rows), run, metric))
+            samples.append(statistics.sample(numpy.stack(tables), score, group.seeds, group.drawn, resamples))
+            bar.advance()
     return samples
 
 
