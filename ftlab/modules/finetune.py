@@ -236,10 +236,12 @@ class FinetuneModule(JudgedModule):
             with self.trainer.precision_plugin.forward_context():
                 self.told_bounds = attend_to_packs(self.network, self.pretrained, self._attention)
         self.try_head()
-        follow_schedule(*self._optimizer_and_scheduler())
+        optimizer, scheduler = self._optimizer_and_scheduler()
+        follow_schedule(optimizer, scheduler)
         self._under_way = Step()
         self.soundness.begin()
         self.method.begin(self.network, self.total_steps(), self.global_step)
+        optimizer.zero_grad()
         self._randomness.begin(self.dropout_seed + 1 + self.global_rank, self.device)
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -324,9 +326,12 @@ class FinetuneModule(JudgedModule):
         assert self.network is not None
         step = self.global_step + 1  # Lightning counts when this hook returns
         self.method.after_step(self.network, step)
-        optimizer.zero_grad()  # Lightning would do so after the next forward pass, whose activations want the memory
+        optimizer.zero_grad()
         if self._is_logged(step):
             self._log_step(step)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: gradients are let go of after a step, not after the next forward pass, which wants the memory."""
 
     def on_validation_start(self) -> None:
         """No network is judged after a step that ends training."""
