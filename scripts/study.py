@@ -30,9 +30,10 @@ from ftlab.cli.compose import read_config
 from ftlab.errors import UserError
 from ftlab.reports.compare import Options, compare, find_runs
 from ftlab.reports.compare.page import page
-from ftlab.reports.compare.plots import write_plots
+from ftlab.reports.compare.plots import drawn
 from ftlab.reports.compare.tables import Table, csv_text, markdown
-from ftlab.runs import Run, write_atomically
+from ftlab.runs import Run
+from ftlab.runs.files import write_together
 
 METHODS = {"zeroshot": "zero-shot", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 SEEDS = {"demo": 5, "e2e": 3}
@@ -169,7 +170,7 @@ def write(out: Path, study: Seeds, losses: dict[str, Losses], seeds: int, jobs: 
     comparison, groups = compare(find_runs(named), Options(baseline=METHODS["full"]))
     title = f"Zero-shot, full, LoRA and QLoRA: {study.task}"
     told, more = words(study, losses, seeds, jobs, command), [rates_table(losses)]
-    figures = write_plots(out, comparison, groups, ["png"])
+    figures = drawn(out, comparison, groups, ["png"])
     text = [f"# {title}", "\n".join(f"- {sentence}" for sentence in told)]
     text += [
         "[The page with figures and answers](comparison.html) is to be opened in a browser; all numbers in full are in "
@@ -183,8 +184,7 @@ def write(out: Path, study: Seeds, losses: dict[str, Losses], seeds: int, jobs: 
         "comparison.csv": csv_text(comparison),
         "comparison.json": json.dumps(comparison.plain(), indent=2, ensure_ascii=False) + "\n",
     }
-    for name, content in files.items():
-        write_atomically(out / name, content)
+    write_together(figures | {out / name: content.encode() for name, content in files.items()})
     return out / "comparison.html"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -19,7 +19,7 @@ from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Options, compare, find_runs, unscored
 from ftlab.reports.compare.judged import ALLOWED
 from ftlab.reports.compare.tables import csv_text, latex, markdown, sentences, tables
-from ftlab.runs import write_atomically
+from ftlab.runs.files import write_together
 
 _DESCRIPTION = f"""{VERBS["compare"]}.
 
@@ -56,6 +56,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         confidence=options.confidence,
         resamples=options.resamples,
     )
+    if options.wandb:
+        from ftlab.cli.wandb_comparison import refuse_disabled
+
+        refuse_disabled()
     runs = find_runs(options.runs)
     if options.unscored:
         print("".join(f"{run.run.config}\n" for run in unscored(runs, asked)), end="")
@@ -67,14 +71,12 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
         texts[Path(options.html)] = page(comparison, groups)
     printed = None if options.format == "terminal" else _TEXTS[options.format](comparison)
-    for path, text in texts.items():
-        _write(path, text)
-        print(f"ftlab: wrote {path}", file=sys.stderr)
+    files = {path: text.encode() for path, text in texts.items()}
     if options.plots:
-        from ftlab.reports.compare.plots import write_plots  # with matplotlib
+        from ftlab.reports.compare.plots import drawn  # with matplotlib
 
-        for path in write_plots(Path(options.plots), comparison, groups):
-            print(f"ftlab: wrote {path}", file=sys.stderr)
+        files |= drawn(Path(options.plots), comparison, groups)
+    _write(files)
     if options.wandb:
         from ftlab.cli.wandb_comparison import tell_comparison  # which draws, and imports W&B
 
@@ -86,13 +88,16 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write(path: Path, text: str) -> None:
+def _write(files: Mapping[Path, bytes]) -> None:
     try:
-        write_atomically(path, text)
+        write_together(files)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): give another place, or make room there"
+            f"{error.filename} cannot be written ({error.strerror}): give another place, or make room there; nothing "
+            "has been written"
         ) from error
+    for path in files:
+        print(f"ftlab: wrote {path}", file=sys.stderr)
 
 
 def _parser(verb: str) -> ArgumentParser:

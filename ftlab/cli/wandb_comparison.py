@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,6 +18,16 @@ from ftlab.reports.compare.plots import figures
 from ftlab.reports.compare.tables import numbers, sentences, tables
 
 
+def refuse_disabled() -> None:
+    """To be called before anything is written.
+
+    Raises:
+        UserError: The environment turns W&B off.
+    """
+    if os.environ.get("WANDB_MODE") == "disabled":
+        raise UserError("--wandb: WANDB_MODE is disabled, so that nothing would be logged: unset it")
+
+
 def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group]) -> None:
     """Logs `comparison`, a table of every number in full; `quality`, `difference` and `cost` as they are printed; each
     figure as an image, and the page.
@@ -29,9 +40,9 @@ def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group
     Raises:
         UserError: W&B took not all of it.
     """
-    if (mode := settled_mode("auto", Path("wandb"))) == "disabled":
-        raise UserError("--wandb: WANDB_MODE is disabled, so that nothing would be logged: unset it")
     import wandb
+
+    mode = settled_mode("auto", Path("wandb"))
 
     drawn = {name: _image(figure) for name, figure in figures(comparison, groups).items()}
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +53,50 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any], name: Callable[[st
     finally:
         with contextlib.suppress(OSError):  # on a disk that is read-only there is something else to be told
             temporary.unlink(missing_ok=True)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files of which all appear or none does: each is beside its place before the first is put there.
+
+    Raises:
+        OSError: With the path of the file that cannot be written.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    made: list[Path] = []
+    try:
+        for path, content in contents.items():
+            with _named(path):
+                made += [above for above in path.parents if not above.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.is_dir():  # over which no file can be put
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                with temporary[path].open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+        for path in contents:
+            with _named(path):
+                temporary[path].replace(path)
+        made = []
+    finally:
+        for beside in temporary.values():
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
+        for above in sorted(made, reverse=True):  # the innermost first
+            with contextlib.suppress(OSError):
+                above.rmdir()
+    for parent in {path.parent for path in contents}:
+        sync_directory(parent)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Has an error say which file was to be written: others name one that nobody knows, and a full disk none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def sync_directory(directory: Path) -> None:

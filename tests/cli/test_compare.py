@@ -90,12 +90,6 @@ def test_wandb_is_given_the_tables_the_figures_and_the_page(ftlab: Command, nobo
 
 
 @pytest.mark.usefixtures("two")
-def test_where_wandb_is_turned_off_nothing_is_logged(refused: Callable[..., str], monkeypatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert "WANDB_MODE is disabled" in refused("compare", "runs/*", "--wandb", "evidence")
-
-
-@pytest.mark.usefixtures("two")
 def test_the_same_command_says_the_same(ftlab: Command) -> None:
     assert ftlab("compare", "runs/*").out == ftlab("compare", "runs/*").out
 
@@ -122,9 +116,23 @@ def test_runs_that_still_need_scores_are_listed(ftlab: Command) -> None:
 
 
 @pytest.mark.usefixtures("two")
-def test_a_place_that_cannot_be_written(refused: Callable[..., str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--markdown", "file/out.md"], "file/out.md cannot be written ("),
+        (["--markdown", "out/o.md", "--json", "file/o.json"], "file/o.json cannot be written ("),
+        (["--markdown", "out/o.md", "--json", "runs"], "runs cannot be written (Is a directory)"),
+        (["--markdown", "out/o.md", "--plots", "file/p"], "file/p/score_memory.pdf cannot be written ("),
+        (["--markdown", "out/o.md", "--wandb", "x"], "WANDB_MODE is disabled"),
+    ],
+)
+def test_where_one_part_cannot_be_written_none_is(
+    words: list[str], said: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
     Path("file").touch()
-    assert "file/out.md cannot be written (" in refused("compare", "runs/*", "--markdown", "file/out.md")
+    assert said in refused("compare", "runs/*", *words)
+    assert sorted(path.name for path in Path().iterdir()) == ["file", "runs"]
 
 
 @pytest.mark.usefixtures("two")

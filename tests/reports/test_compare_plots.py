@@ -1,5 +1,6 @@
 """Figures of a comparison: what they show is what was found."""
 
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.image
@@ -9,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from written_runs import write_method
 
-from ftlab.errors import UserError
 from ftlab.reports.compare import Options, compare, find_runs
-from ftlab.reports.compare.plots import figures, write_plots
+from ftlab.reports.compare.plots import drawn, figures
 from ftlab.reports.compare.series import pareto
 
 
@@ -43,10 +43,7 @@ def test_figures_show_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert shown == [pytest.approx([5, full]), pytest.approx([3, lora])]
     (axes,) = found["val_loss"].axes
     assert axes.lines[0].get_xydata() == pytest.approx(numpy.array([[20, 1.5], [100, 0.7]]))
-    written = write_plots(Path("out/plots"), comparison, groups)
-    assert len(written) == 10
-    assert matplotlib.image.imread("out/plots/score_memory.png").shape[1] == 1300
-    assert Path("out/plots/score_time.pdf").read_bytes().startswith(b"%PDF")
-    Path("file").touch()
-    with pytest.raises(UserError, match="file/plots cannot be written"):
-        write_plots(Path("file/plots"), comparison, groups)
+    files = drawn(Path("plots"), comparison, groups)
+    assert len(files) == 10
+    assert matplotlib.image.imread(BytesIO(files[Path("plots/score_memory.png")])).shape[1] == 1300
+    assert files[Path("plots/score_time.pdf")].startswith(b"%PDF")

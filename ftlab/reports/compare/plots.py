@@ -7,11 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab.errors import UserError
 from ftlab.reports.compare.comparison import Comparison, Row
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.series import LOSSES, bands, pareto
-from ftlab.runs.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,23 +28,15 @@ _MARKS, _LINES = "os^Dv", ("-", "--", ":", "-.")
 FORMATS = ("pdf", "png")
 
 
-def write_plots(
+def drawn(
     directory: Path, comparison: Comparison, groups: Sequence[Group], formats: Sequence[str] = FORMATS
-) -> list[Path]:
-    """Writes each figure, by default as PDF and PNG.
-
-    Raises:
-        UserError: The directory cannot be written.
-    """
-    drawn = {
+) -> dict[Path, bytes]:
+    """Each figure, by default as PDF and PNG, by the file in `directory` that is to hold it."""
+    return {
         directory / f"{name}.{kind}": _bytes(figure, kind)
         for name, figure in figures(comparison, groups).items()
         for kind in formats
     }
-    try:
-        return [write_whole(path, lambda file, image=image: file.write(image)) for path, image in drawn.items()]  # type: ignore[misc]
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}): give another place") from error
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:
