@@ -39,7 +39,8 @@ def fit_and_test(experiment: str, root: str, options: list[str]) -> None:
 
 def answers(run: Run) -> list[dict[str, Any]]:
     """The test records as a run answered them."""
-    return [json.loads(line) for line in run.predictions("test").read_text(encoding="utf-8").splitlines()]
+    with run.predictions("test").open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def show_answers(runs: dict[str, Run], console: Console) -> None:

@@ -86,7 +86,9 @@ def table(results: Sequence[Row | Failure]) -> str:
 def setting(runs: list[Run]) -> str:
     """On what the runs, of which there is one at least, trained, were judged and ran."""
     config, records = read_config(runs[0].config), [run.record() for run in runs]
-    rows, prompts = records[0]["data"]["train_rows"], len(runs[0].predictions("test").read_text("utf-8").splitlines())
+    rows = records[0]["data"]["train_rows"]
+    with runs[0].predictions("test").open(encoding="utf-8") as lines:
+        prompts = sum(1 for _ in lines)
     packages = ", ".join(f"{package} {version}" for package, version in records[0]["versions"].items())
     return (
         f"{config['trainer']['max_steps']} steps of batch {config['data']['batch_size']} out of {rows:,} rows, seed "

@@ -35,7 +35,8 @@ def chosen(work: Work, file: Path) -> dict[str, int]:
     if len(rows) < wanted:
         sys.exit(f"it has {len(rows)} records of up to {work.length} tokens; {wanted} are wanted")
     places = [number * len(rows) // wanted for number in range(wanted)]
-    lines = Path(work.data).read_text(encoding="utf-8").splitlines(keepends=True)
+    with Path(work.data).open(encoding="utf-8") as records:  # as they are numbered, whatever stands in their texts
+        lines = list(records)
     numbers = [int(rows[place].source.rpartition(":")[2]) for place in places]
     file.write_text("".join(lines[number - 1].rstrip("\n") + "\n" for number in numbers), encoding="utf-8")
     return {"packs": max(1, round(int(rows.lengths[places].sum()) / work.steps / work.length))}

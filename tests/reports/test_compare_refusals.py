@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_runs import FINGERPRINTS, write_method, write_run
+from written_runs import FINGERPRINTS, predictions, write_method, write_run
 
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Options, compare, find_runs
+from ftlab.runs import Run
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,15 @@ def test_predictions_that_are_not_those_of_the_scores_are_refused() -> None:
     assert "has a test_rougeL but no test.jsonl: ftlab test -c runs/x/b/config.yaml writes it again" in refused(
         "runs/x"
     )
+
+
+def test_an_answer_may_hold_what_unicode_calls_the_end_of_a_line() -> None:
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        run = Run(write_run(Path(f"runs/x/{name}"), [1, 2, 3], rate=rate))
+        rows = predictions([1, 2, 3])
+        rows[1]["prediction"] = "one\u2028two\u2029three\u0085four\rfive"
+        run.write_predictions("test", rows)
+    assert compared("runs/x").records == 3
 
 
 def test_scores_of_before_the_end_of_training_are_refused() -> None:

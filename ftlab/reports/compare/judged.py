@@ -200,7 +200,8 @@ def answers(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
     """
     path = metric.file(run)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # str.splitlines would split at U+2028 in an answer, too
+            rows = [json.loads(line) for line in lines]
     except FileNotFoundError:
         raise UserError(f"{run} has a {metric.key} but no {path.name}: {_again(run, metric)}") from None
     except ValueError as error:
