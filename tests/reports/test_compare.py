@@ -268,6 +268,20 @@ def test_time_to_quality_leaves_out_validation() -> None:
     assert seconds_to(rows, 0.5) is None
 
 
+def test_time_to_quality_before_any_rate_is_known() -> None:
+    rows = [
+        {"step": 5, "val_loss": 1.0},
+        {"step": 10, "total_tokens": 100, "tokens_per_second": 50},
+        {"step": 15, "val_loss": 0.5},
+        {"step": 20, "total_tokens": 200, "tokens_per_second": 25},
+    ]
+    assert seconds_to(rows, 1.0) == 1.0  # half of the two seconds up to the tenth step
+    assert seconds_to(rows, 0.5) == 3.0
+    assert seconds_to([{"step": 5, "val_loss": 1.0}, {"step": 20, "val_loss": 0.9}], 1.0, 40.0) == 10.0
+    assert seconds_to([{"step": 5, "val_loss": 1.0}], 1.0) is None
+    assert seconds_to([{"step": 0, "val_loss": 1.0}], 1.0) == 0.0
+
+
 def test_what_was_equal_is_said() -> None:
     write_method(Path("runs/a"), 70)
     write_method(Path("runs/b"), 70, method="b", cost={"training_seconds": 150.0, "peak_memory_bytes": 3.03e9})

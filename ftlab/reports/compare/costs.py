@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,11 @@ def _cost(group: Group, curves: Sequence[Curve], price: float | None, quality: f
 
     trained = mean("training_seconds") > 0
     hours = _mean_of_all(device_hours(run) for run in group.runs)
-    reached = [seconds for each in curves if quality is not None and (seconds := seconds_to(each, quality)) is not None]
+    times = [
+        None if quality is None else seconds_to(each, quality, run["training_seconds"])
+        for each, run in zip(curves, said, strict=True)
+    ]
+    reached = [seconds for seconds in times if seconds is not None]
     return Cost(
         parameters=mean("trainable_parameters"),
         share=mean("trainable_parameters") / mean("parameters"),
@@ -151,21 +156,28 @@ def curve(run: JudgedRun) -> Curve:
         raise UserError(f"{path} is damaged ({one_line(error)}): put it back as it was") from error
 
 
-def seconds_to(rows: Curve, quality: float) -> float | None:
-    """Of training, until validation was first as good as `quality`; None where it never was.
+def seconds_to(rows: Curve, quality: float, training_seconds: float = 0.0) -> float | None:
+    """Of training, until validation was first as good as `quality`; None where it never was, or nobody knows when.
 
     Rows tell tokens since the start, and how many a second since such a row before; validation does not count. Of steps
-    after the last such row each is taken to last as long as those before it.
+    after the last such row each is taken to last as long as those before it, and of steps before the first as those up
+    to it; where there is none, as those of `training_seconds` in the mean.
     """
+    good = next((row["step"] for row in rows if row.get("val_loss", math.inf) <= quality), None)
+    if not good:
+        return good
     seconds = tokens = step = each = 0.0
     for row in rows:
-        if "total_tokens" in row and row.get("tokens_per_second", 0) > 0:
-            passed = (row["total_tokens"] - tokens) / row["tokens_per_second"]
-            each = passed / max(1.0, row["step"] - step)
-            seconds, tokens, step = seconds + passed, row["total_tokens"], row["step"]
-        if row.get("val_loss", quality + 1) <= quality:
-            return seconds + (row["step"] - step) * each
-    return None
+        if "total_tokens" not in row or not row.get("tokens_per_second", 0) > 0:
+            continue
+        passed = (row["total_tokens"] - tokens) / row["tokens_per_second"]
+        last, each = each, passed / max(1.0, row["step"] - step)
+        if row["step"] > good:
+            each = last or each
+            break
+        seconds, tokens, step = seconds + passed, row["total_tokens"], row["step"]
+    each = each or training_seconds / rows[-1]["step"]
+    return seconds + (good - step) * each if each else None
 
 
 def gap(rows: Curve) -> float | None:
