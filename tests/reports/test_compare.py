@@ -378,13 +378,3 @@ def test_names_are_escaped_for_markdown_and_latex() -> None:
     found = compared("a|b_c 50%=runs/x/a", "runs/x/b")
     assert r"| a\|b_c 50% |" in markdown(found)
     assert r"a|b\_c 50\% &" in latex(found)
-
-
-def test_forgetting_is_shown_where_scores_hold_it() -> None:
-    write_run(
-        Path("runs/x/a"), [1, 2], more_scores={"retention_demo_loss_change": 0.25, "retention_demo_loss_after": 1.0}
-    )
-    write_run(Path("runs/x/b"), [1, 2], rate=0.5)
-    found = compared("runs/x")
-    assert dict(found.rows[0].forgetting) == {"forgetting demo": 0.25}
-    assert tables(found)[2].header[-1] == "forgetting demo"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import RESAMPLES
-from ftlab.evaluation.statistics import Estimate, Significance
+from ftlab.evaluation.statistics import Estimate, Interval, Significance
 from ftlab.evaluation.sums import score_of_sums
 from ftlab.progress import Progress
 from ftlab.reports.compare.costs import Cost, costs, equal
+from ftlab.reports.compare.forgetting import forgetting, name_of_set
 from ftlab.reports.compare.groups import Group, JudgedRun, into_groups
 from ftlab.reports.compare.judged import (
     Metric,
@@ -27,8 +27,6 @@ from ftlab.reports.compare.judged import (
 )
 from ftlab.reports.compare.origin import origin
 from ftlab.runs.identity import flat
-
-_FORGETTING = re.compile(r"retention_(.+)_loss_change")
 
 
 @dataclass(frozen=True)
@@ -98,6 +96,7 @@ class Row:
         tuned: Values that were chosen.
         tried: Among how many.
         forgetting: By retention set, how much its loss has risen, in nats a token; means over seeds.
+        forgetting_over_seeds: Their intervals, where there are two seeds or more.
     """
 
     name: str
@@ -111,6 +110,7 @@ class Row:
     tuned: Mapping[str, Any]
     tried: int
     forgetting: Mapping[str, float]
+    forgetting_over_seeds: Mapping[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,8 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
     samples = judged(groups, metric, options.resamples)
     versus = _versus(groups, samples, base, metric, options)
     found, quality = costs(groups, options.price, options.quality)
+    forgotten, said = forgetting(groups, options.confidence)
+    notes += said
     rows = [
         Row(
             name=group.name,
@@ -186,9 +188,10 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
             cost=cost,
             tuned=dict(group.tuned),
             tried=group.tried,
-            forgetting=_forgetting(group),
+            forgetting={name: estimate.value for name, estimate in lost.items()},
+            forgetting_over_seeds={name: its.over_seeds for name, its in lost.items() if its.over_seeds},
         )
-        for group, sample, beside, cost in zip(groups, samples, versus, found, strict=True)
+        for group, sample, beside, cost, lost in zip(groups, samples, versus, found, forgotten, strict=True)
     ]
     comparison = Comparison(
         metric=metric.key,
@@ -223,7 +226,9 @@ def _has_scores(run: JudgedRun, options: Options) -> bool:
 
 
 def _prefix(options: Options) -> str:
-    return "val_" if (options.metric or "").startswith("val_") else "test_"
+    """Of scores that a comparison by the metric asks for."""
+    asked = options.metric or ""
+    return "val_" if asked.startswith("val_") else asked if name_of_set(asked) else "test_"
 
 
 def _refuse_options(options: Options) -> None:
@@ -341,16 +346,6 @@ def in_words(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _forgetting(group: Group) -> dict[str, float]:
-    """How much the loss on each retention set has risen in training, in nats a token, of sets that all runs have."""
-    sets = {key: found[1] for key in group.first.scores if (found := _FORGETTING.fullmatch(key))}
-    known = {key: name for key, name in sets.items() if all(key in run.scores for run in group.runs)}
-    return {
-        f"forgetting {name}": sum(run.scores[key] for run in group.runs) / len(group.runs)
-        for key, name in known.items()
-    }
-
-
 def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statistics.Sample]) -> list[str]:
     said = []
     single = [group.name for group in groups if group.drawn and len(group.runs) == 1]
@@ -360,7 +355,9 @@ def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statisti
         rest = "its interval and tests are" if one else "their intervals and tests are"
         over = f"{rest} over records alone" if samples[0].records else "no interval and no test can be given"
         said.append(f"{who} one seed{'' if one else ' each'}: nothing is said of other seeds, and {over}")
-    if not samples[0].records:
+    if metric.of_retention:
+        said.append(f"{metric.key} is one number a run: intervals and tests are over seeds alone")
+    elif not samples[0].records:
         said.append(f"not all runs have kept {metric.key} for each record: intervals and tests are over seeds alone")
     elif samples[0].records < 30:
         said.append(f"{samples[0].records} records are few: what is said of others like them is rough below some 30")

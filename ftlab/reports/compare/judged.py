@@ -17,6 +17,7 @@ from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import Array
 from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
 from ftlab.progress import Progress
+from ftlab.reports.compare.forgetting import changes, name_of_set, other_documents
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
 
 PREFIXES = {"test": "test", "val": "validation"}
@@ -30,8 +31,8 @@ class Metric:
     """What methods are compared by.
 
     Args:
-        prefix: test or val.
-        name: Bare, such as rougeL.
+        prefix: test, val, or retention.
+        name: Bare, such as rougeL; of a retention set NAME_loss_change.
     """
 
     prefix: str
@@ -52,9 +53,14 @@ class Metric:
         return run.run.predictions(self.split if self.of_texts else f"{self.split}_losses")
 
     @property
+    def of_retention(self) -> bool:
+        """Whether it is what was forgotten, of which there is a number a run."""
+        return self.prefix == "retention"
+
+    @property
     def of_texts(self) -> bool:
         """Whether answers were generated for it."""
-        return self.name not in LOSSES
+        return self.name not in LOSSES and not self.of_retention
 
     @property
     def digits(self) -> int:
@@ -64,7 +70,7 @@ class Metric:
     @property
     def lower_is_better(self) -> bool:
         """Of a user's own metric higher is taken for better."""
-        return self.name in LOSSES
+        return self.name in LOSSES or self.of_retention
 
 
 def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
@@ -74,14 +80,22 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
         UserError: Some run has no such score.
     """
     runs = [run for group in groups for run in group.runs]
+    asked = name or ""
+    if asked.startswith(("retention_", "harness_")) and not name_of_set(asked):
+        raise UserError(
+            f"methods are not compared by {asked}, of which ftlab does not know whether more is better: give a score "
+            "of test or validation records, or retention_NAME_loss_change"
+        )
+    of_test = not asked.startswith("val_") and not name_of_set(asked)
     for run in runs:
-        if not any(key.startswith("test_") for key in run.scores) and not (name or "").startswith("val_"):
+        if of_test and not any(key.startswith("test_") for key in run.scores):
             raise UserError(
                 f"{run} has no test scores: ftlab test -c {run.run.config} makes them; --skip-unscored leaves such "
                 "runs out, and a metric such as val_loss compares on validation records"
             )
     prefix, _, bare = (name or _default(runs)).partition("_")
-    metric = Metric(prefix, bare) if prefix in PREFIXES and bare else Metric("test", f"{prefix}_{bare}".rstrip("_"))
+    whole = bare and (prefix in PREFIXES or name_of_set(asked))
+    metric = Metric(prefix, bare) if whole else Metric("test", f"{prefix}_{bare}".rstrip("_"))
     known = {key for run in runs for key in run.scores}
     if metric.key not in known:
         raise UserError(f"no run has {metric.key}: there are {', '.join(sorted(known))}")
@@ -169,6 +183,10 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
     Raises:
         UserError: Runs were judged on other records, or predictions do not belong to the scores.
     """
+    if metric.of_retention:
+        if apart := other_documents(name_of_set(metric.key), groups):
+            raise UserError(f"{apart}; judge both on the same")
+        return [changes(metric.key, group) for group in groups]
     if not metric.of_texts:
         _refuse_other_rows(groups, metric)
         if not all(metric.file(run).is_file() for group in groups for run in group.runs):
@@ -230,6 +248,8 @@ _KEYS_OF_LOSSES = ("record", "loss", "tokens")
 
 
 def _again(run: JudgedRun, metric: Metric) -> str:
+    if metric.of_retention:
+        return f"ftlab test -c {run.run.config} with the set's file measures it"
     verb = "test" if metric.prefix == "test" else "validate"
     return f"ftlab {verb} -c {run.run.config} writes it again"
 

@@ -47,6 +47,8 @@ def how(comparison: Comparison) -> list[str]:
         said[-1:] = [f"{said[-1]} ({draws})"] if said else []
     number = f"corrected for {others} comparisons (Holm)" if others > 1 else "of one comparison"
     said.append(f"p is two-sided, {number}; methods are told apart at {level:.2g}")
+    if any(row.forgetting_over_seeds for row in comparison.rows):
+        said.append("intervals of forgetting are over seeds alone, on the documents of the set")
     if comparison.quality is not None:
         said.append(f"time to quality: training until val_loss was {comparison.quality:.4g} or less")
     return said
@@ -156,7 +158,7 @@ def _cost(comparison: Comparison) -> Table:
     }
     names = dict.fromkeys(name for row in comparison.rows for name in row.forgetting)
     for name in names:
-        columns[name] = lambda row, name=name: _number(row.forgetting.get(name), "+.3f")  # type: ignore[misc]
+        columns[name] = lambda row, name=name: _forgotten(row, name)  # type: ignore[misc]
     return _table("cost", columns, comparison.rows)
 
 
@@ -187,7 +189,14 @@ def _numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
         line["verdict"] = row.versus.verdict
     line |= vars(row.cost)
     line |= {f"chosen_{key}": value for key, value in row.tuned.items()} | {"tried": row.tried}
-    return line | dict(row.forgetting)
+    for name, value in row.forgetting.items():
+        interval = row.forgetting_over_seeds.get(name)
+        line |= {
+            name: value,
+            f"{name}_low_over_seeds": interval.low if interval else None,
+            f"{name}_high_over_seeds": interval.high if interval else None,
+        }
+    return line
 
 
 def _over(row: Row) -> str:
@@ -242,6 +251,12 @@ def _to_quality(row: Row) -> str:
     if not row.cost.reached:
         return "not reached"
     return f"{_clock(row.cost.seconds_to_quality)} ({row.cost.reached} of {len(row.runs)})"
+
+
+def _forgotten(row: Row, name: str) -> str:
+    interval = row.forgetting_over_seeds.get(name)
+    apart = f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else ""
+    return _number(row.forgetting.get(name), "+.3f") + apart
 
 
 def _escaped(text: str, characters: str) -> str:
