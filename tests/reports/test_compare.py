@@ -17,6 +17,7 @@ from written_runs import COST, write_method, write_run
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Group, Options, compare, find_runs, into_groups
 from ftlab.reports.compare.costs import seconds_to
+from ftlab.reports.compare.series import bands
 from ftlab.reports.compare.tables import csv_text, latex, markdown, sentences, tables
 
 
@@ -212,6 +213,30 @@ def test_a_method_that_trains_nothing_needs_no_seeds() -> None:
     zero_score = zero.score.value
     assert lora.versus.tests.seeds == pytest.approx(stats.ttest_1samp(lora.scores, zero_score).pvalue)
     assert not any("one seed" in note for note in found.notes)
+
+
+def test_a_method_that_draws_its_answers_is_not_trained_for_that() -> None:
+    nothing = {"trainable_parameters": 0, "training_seconds": 0.0, "total_tokens": 0, "supervised_tokens": 0}
+    warm = {"model.decoding.temperature": 0.7}
+    for seed in (1, 2):
+        place, scores = Path(f"runs/zero/{seed}"), [20.0 + seed, 30]
+        curves = "step,val_loss\n0,3.0\n"
+        write_run(place, scores, seed=seed, method="Zero", config=warm, cost=nothing, curves=curves)
+    for rate in (0.1, 0.2):
+        for method in ("a", "b"):
+            write_run(Path(f"runs/{method}/{rate}"), [40.0, 50], method=method, rate=rate, config=warm)
+    found = compared("runs/a", "runs/b", "runs/zero", tuned=["model.optimizer.lr"])
+    assert [row.drawn for row in found.rows] == [True, True, True]
+    assert [row.trained for row in found.rows] == [True, True, False]
+    assert found.quality == 0.7  # not what the network came to before any training
+    assert found.equal == ("steps", "tokens", "training time", "peak memory")
+    quality, _, cost = tables(found)
+    assert quality.rows[2][1] == "2"
+    assert [cost.rows[2][cost.header.index(name)] for name in ("training", "to quality")] == ["", ""]
+    assert {band.name for band in bands(compare(find_runs(["runs/*/0.1", "runs/zero"]), Options())[1], "val_loss")} == {
+        "a",
+        "b",
+    }
 
 
 # ---------------------------------------------------------------- cost

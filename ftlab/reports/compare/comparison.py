@@ -90,6 +90,7 @@ class Row:
         seeds: Of each run.
         scores: Of each run.
         drawn: Whether another seed would make another run.
+        trained: Whether it has anything to learn.
         score: The mean over seeds.
         versus: Beside the baseline; None of the baseline.
         cost: What it cost.
@@ -104,6 +105,7 @@ class Row:
     seeds: tuple[str, ...]
     scores: tuple[float, ...]
     drawn: bool
+    trained: bool
     score: Estimate
     versus: Versus | None
     cost: Cost
@@ -183,6 +185,7 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
             seeds=group.seeds,
             scores=tuple(sample.scores.tolist()),
             drawn=group.drawn,
+            trained=group.trained,
             score=statistics.estimate(sample, options.confidence),
             versus=beside,
             cost=cost,

@@ -74,7 +74,7 @@ def costs(groups: Sequence[Group], price: float | None, quality: float | None) -
         best = [
             min(losses)
             for group in groups
-            if group.drawn
+            if group.trained
             for run in group.runs
             if (losses := [loss for _, loss in _judged(curves[id(run)])])
         ]
@@ -205,7 +205,7 @@ EQUAL: dict[str, Callable[[Cost], float | None]] = {
 
 def equal(groups: Sequence[Group], found: Sequence[Cost], within: float = 0.02) -> list[str]:
     """Of steps, tokens, time and memory those that are the same, within 2 %, for all methods that are trained."""
-    trained = [cost for group, cost in zip(groups, found, strict=True) if group.drawn]
+    trained = [cost for group, cost in zip(groups, found, strict=True) if group.trained]
     same = []
     for name, of in EQUAL.items():
         values = [of(cost) for cost in trained]

@@ -55,7 +55,7 @@ def name_of_set(key: str) -> str:
 
 def changes(key: str, group: Group) -> Sample:
     """A number a run, of which intervals and tests are over seeds alone."""
-    return Sample(numpy.array([run.scores[key] for run in group.runs]), group.seeds, group.drawn)
+    return Sample(numpy.array([run.scores[key] for run in group.runs]), group.seeds, group.trained)
 
 
 def other_documents(name: str, groups: Sequence[Group]) -> str:

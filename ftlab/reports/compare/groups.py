@@ -68,9 +68,13 @@ class JudgedRun:
     @property
     def drawn(self) -> bool:
         """Whether another seed would make another run: not where nothing is trained and the likeliest token taken."""
-        trained = self.record.get("cost", {}).get("trainable_parameters", 1) > 0
         random = self.config.get("model.network.random_weights") or self.config.get("model.decoding.temperature")
-        return trained or bool(random)
+        return self.trained or bool(random)
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has anything to learn: not where nothing is trained, which may be drawn all the same."""
+        return self.record.get("cost", {}).get("trainable_parameters", 1) > 0
 
     def settings(self) -> dict[str, Any]:
         """What makes it the method that it is: its configuration without seeds and places, and its fingerprints."""
@@ -110,6 +114,11 @@ class Group:
     def drawn(self) -> bool:
         """Whether another seed would make another run."""
         return self.first.drawn
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has anything to learn."""
+        return self.first.trained
 
 
 def find_runs(words: Sequence[str]) -> list[JudgedRun]:

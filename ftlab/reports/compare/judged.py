@@ -308,7 +308,7 @@ def refuse_unequal_tuning(groups: Sequence[Group], allowed: Sequence[str]) -> No
     """Raises:
     UserError: Methods that are trained had a different number of values to choose among.
     """
-    trained = [group for group in groups if group.drawn]
+    trained = [group for group in groups if group.trained]
     for group in trained[1:]:
         if group.tried != trained[0].tried and "tuning" not in allowed:
             raise UserError(

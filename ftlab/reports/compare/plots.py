@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _AGAINST: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "memory": ("peak memory, GB", lambda row: row.cost.peak_memory / 1e9),
-    "time": ("training, s", lambda row: row.cost.training_seconds if row.drawn else None),
+    "time": ("training, s", lambda row: row.cost.training_seconds if row.trained else None),
     "parameters": (
         "trained parameters, millions",
         lambda row: row.cost.parameters / 1e6 if row.cost.parameters else None,

@@ -43,7 +43,7 @@ def bands(groups: Sequence[Group], name: str) -> list[Band]:
     for number, group in enumerate(groups):
         runs = [{row["step"]: row[name] for row in curve(run) if name in row} for run in group.runs]
         steps = sorted(set.intersection(*(set(run) for run in runs)))
-        if group.drawn and steps:
+        if group.trained and steps:
             values = numpy.array([[run[step] for step in steps] for run in runs])
             found.append(Band(group.name, number, numpy.array(steps), values))
     return found

@@ -148,7 +148,7 @@ def _cost(comparison: Comparison) -> Table:
         "on disk": lambda row: _bytes(row.cost.bytes),
         "peak memory": lambda row: _bytes(row.cost.peak_memory),
         "tokens/s": lambda row: _number(row.cost.tokens_per_second, ",.0f"),
-        "training": lambda row: _clock(row.cost.training_seconds if row.drawn else None),
+        "training": lambda row: _clock(row.cost.training_seconds if row.trained else None),
         "to quality": lambda row: _to_quality(row),
         "energy": lambda row: _joules(row.cost.joules),
         "dollars": lambda row: _number(row.cost.dollars, ".4g"),
@@ -244,7 +244,7 @@ def _clock(seconds: float | None) -> str:
 
 
 def _to_quality(row: Row) -> str:
-    if not row.drawn or (row.cost.gap is None and row.cost.seconds_to_quality is None):
+    if not row.trained or (row.cost.gap is None and row.cost.seconds_to_quality is None):
         return ""
     if row.cost.reached == len(row.runs):
         return _clock(row.cost.seconds_to_quality)
