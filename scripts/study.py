@@ -13,7 +13,6 @@ Stopped and started again, it goes on: a run is named by what makes it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import threading
@@ -31,7 +30,7 @@ from ftlab.errors import UserError
 from ftlab.reports.compare import Options, compare, find_runs
 from ftlab.reports.compare.page import page
 from ftlab.reports.compare.plots import drawn
-from ftlab.reports.compare.tables import Table, csv_text, markdown
+from ftlab.reports.compare.tables import Table, csv_text, json_text, markdown
 from ftlab.runs import Run
 from ftlab.runs.files import write_together
 
@@ -182,7 +181,7 @@ def write(out: Path, study: Seeds, losses: dict[str, Losses], seeds: int, jobs: 
         "README.md": "\n\n".join(text) + "\n",
         "comparison.html": page(comparison, groups, title, told, more),
         "comparison.csv": csv_text(comparison),
-        "comparison.json": json.dumps(comparison.plain(), indent=2, ensure_ascii=False) + "\n",
+        "comparison.json": json_text(comparison),
     }
     write_together(figures | {out / name: content.encode() for name, content in files.items()})
     return out / "comparison.html"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ftlab.console import new_console
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Options, compare, find_runs, unscored
 from ftlab.reports.compare.judged import ALLOWED
-from ftlab.reports.compare.tables import csv_text, latex, markdown, sentences, tables
+from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
 from ftlab.runs.files import write_together
 
 _DESCRIPTION = f"""{VERBS["compare"]}.
@@ -28,14 +27,10 @@ it is beside the baseline's, and whether that may be chance: docs/how-to/compare
 whose data, test records, network or decoding differ are refused."""
 
 
-def _json(comparison: Comparison) -> str:
-    return json.dumps(comparison.plain(), indent=2, ensure_ascii=False) + "\n"
-
-
 _TEXTS: dict[str, Callable[[Comparison], str]] = {
     "markdown": markdown,
     "csv": csv_text,
-    "json": _json,
+    "json": json_text,
     "latex": latex,
 }
 

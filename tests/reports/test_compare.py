@@ -12,13 +12,13 @@ from typing import Any
 import numpy
 import pytest
 from scipy import stats
-from written_runs import COST, write_method, write_run
+from written_runs import COST, CURVES, write_method, write_run
 
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Group, Options, compare, find_runs, into_groups
 from ftlab.reports.compare.costs import seconds_to
 from ftlab.reports.compare.series import bands
-from ftlab.reports.compare.tables import csv_text, latex, markdown, sentences, tables
+from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
 
 
 @pytest.fixture(autouse=True)
@@ -311,6 +311,20 @@ def test_what_was_equal_is_said() -> None:
     write_method(Path("runs/a"), 70)
     write_method(Path("runs/b"), 70, method="b", cost={"training_seconds": 150.0, "peak_memory_bytes": 3.03e9})
     assert compared().equal == ("steps", "tokens", "peak memory")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_curve_that_is_no_number_leaves_its_costs_out(number: str) -> None:
+    write_run(Path("runs/x/a"), [1, 2], curves=CURVES.replace("500,0.7", f"500,{number}"))
+    write_run(Path("runs/x/b"), [1, 2], rate=0.5)
+    found = compared("runs/x")
+    assert [row.cost.gap for row in found.rows] == [None, pytest.approx(0.3)]
+    assert found.quality == 1.5
+
+    def no_number(said: str) -> None:
+        raise AssertionError(said)
+
+    json.loads(json_text(found), parse_constant=no_number)
 
 
 # ---------------------------------------------------------------- tuned values

@@ -135,6 +135,8 @@ def test_what_a_reader_should_know_is_noted() -> None:
         ({"confidence": 95}, "--confidence is 95: give a share such as 0.95"),
         ({"resamples": 10}, "--resamples is 10: give 100 or more"),
         ({"price": -1.0}, "--price is -1.0"),
+        ({"price": math.inf}, "--price is inf"),
+        ({"quality": math.nan}, "--quality is nan: give a validation loss"),
     ],
 )
 def test_options_that_cannot_be_met(options: dict[str, Any], said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,8 +240,10 @@ def _refuse_options(options: Options) -> None:
         raise UserError(f"--confidence is {options.confidence}: give a share such as 0.95")
     if options.resamples < 100:
         raise UserError(f"--resamples is {options.resamples}: give 100 or more")
-    if options.price is not None and not options.price >= 0:
+    if options.price is not None and not 0 <= options.price < math.inf:
         raise UserError(f"--price is {options.price}: give dollars of one device for an hour")
+    if options.quality is not None and not math.isfinite(options.quality):
+        raise UserError(f"--quality is {options.quality}: give a validation loss")
 
 
 def _finished(runs: Sequence[JudgedRun], options: Options) -> tuple[list[JudgedRun], list[str]]:

@@ -76,7 +76,7 @@ def costs(groups: Sequence[Group], price: float | None, quality: float | None) -
             for group in groups
             if group.trained
             for run in group.runs
-            if (losses := [loss for _, loss in _judged(curves[id(run)])])
+            if (losses := [loss for _, loss in _judged(curves[id(run)]) if math.isfinite(loss)])
         ]
         quality = max(best, default=None)
     return [_cost(group, [curves[id(run)] for run in group.runs], price, quality) for group in groups], quality
@@ -181,14 +181,16 @@ def seconds_to(rows: Curve, quality: float, training_seconds: float = 0.0) -> fl
 
 
 def gap(rows: Curve) -> float | None:
-    """The last validation loss less the mean training loss of the last tenth of the steps; None without one of them."""
+    """The last validation loss less the mean training loss of the last tenth of the steps; None without one of them, or
+    where one is no finite number."""
     judged = _judged(rows)
     trained = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
     if not judged or not trained:
         return None
     end = trained[-1][0]
     last = [loss for step, loss in trained if step > end * (1 - _LAST_PART)]
-    return judged[-1][1] - sum(last) / len(last)
+    found = judged[-1][1] - sum(last) / len(last)
+    return found if math.isfinite(found) else None
 
 
 def _judged(rows: Curve) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,11 @@ def csv_text(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def json_text(comparison: Comparison) -> str:
+    """All of it, every number in full."""
+    return json.dumps(comparison.plain(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def numbers(comparison: Comparison) -> list[dict[str, Any]]:
