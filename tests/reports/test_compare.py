@@ -16,6 +16,7 @@ from written_runs import COST, CURVES, write_method, write_run
 
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Group, Options, compare, find_runs, into_groups
+from ftlab.reports.compare.comparison import in_words
 from ftlab.reports.compare.costs import seconds_to
 from ftlab.reports.compare.series import bands
 from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
@@ -201,6 +202,15 @@ def test_one_seed_is_over_records_alone_and_says_so() -> None:
     assert any(note.startswith("a and b have one seed each: nothing is said of other seeds") for note in found.notes)
 
 
+def test_of_one_seed_without_records_nothing_is_said_to_be_over_seeds() -> None:
+    write_run(Path("runs/x/a"), [1, 2])
+    write_run(Path("runs/x/b"), [1, 2], rate=0.5)
+    notes = compared("runs/x", metric="loss").notes
+    assert notes[0].endswith("nothing is said of other seeds, and no interval and no test of them can be given")
+    assert "not all runs have kept test_loss for each record" in notes
+    assert not any("over seeds alone" in note for note in notes)
+
+
 def test_a_method_that_trains_nothing_needs_no_seeds() -> None:
     nothing = {"trainable_parameters": 0, "training_seconds": 0.0, "total_tokens": 0, "supervised_tokens": 0}
     write_run(Path("runs/zero/s1"), [20.0, 30, 25, 35] * 10, method="mine.Zero", cost=nothing, curves="step\n")
@@ -213,6 +223,9 @@ def test_a_method_that_trains_nothing_needs_no_seeds() -> None:
     zero_score = zero.score.value
     assert lora.versus.tests.seeds == pytest.approx(stats.ttest_1samp(lora.scores, zero_score).pvalue)
     assert not any("one seed" in note for note in found.notes)
+    assert (
+        "95% intervals are over seeds and records, or records alone of a method without seeds (40 records, 500 draws)"
+    ) in sentences(found)
 
 
 def test_a_method_that_draws_its_answers_is_not_trained_for_that() -> None:
@@ -371,6 +384,37 @@ def test_methods_that_had_less_to_choose_among_are_refused() -> None:
 
 
 # ---------------------------------------------------------------- as texts
+
+
+@pytest.mark.parametrize(
+    ("p", "confidence", "said"),
+    [
+        (0.0504, 0.95, "0.0504"),
+        (0.0496, 0.95, "0.0496"),
+        (0.050004, 0.95, "0.050004"),
+        (0.05, 0.95, "0.050"),
+        (0.0514, 0.95, "0.051"),
+        (0.104, 0.9, "0.104"),
+        (0.104, 0.95, "0.10"),
+        (0.0004, 0.95, "< 0.001"),
+        (0.0007, 0.9995, "0.001"),
+        (0.0004, 0.9995, "< 0.0005"),
+    ],
+)
+def test_no_p_is_printed_as_the_level_that_is_not_it(p: float, confidence: float, said: str) -> None:
+    assert in_words(p, confidence) == said
+
+
+def test_confidence_is_not_rounded_to_all() -> None:
+    for name in ("base", "a", "b"):
+        write_method(Path("runs") / name, 70, method=name)
+    found = compared(confidence=0.999, baseline="base")
+    assert all("99.9% interval" in table.header for table in tables(found)[:2])
+    said = sentences(found)
+    assert any(line.startswith("99.9% intervals are over") for line in said)
+    assert (
+        "p is two-sided, corrected for 2 comparisons (Holm), which intervals are not; methods are told apart at 0.001"
+    ) in said
 
 
 def test_the_tables_hold_what_was_found() -> None:

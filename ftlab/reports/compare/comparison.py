@@ -15,6 +15,7 @@ from ftlab.evaluation.resampling import RESAMPLES
 from ftlab.evaluation.statistics import Estimate, Interval, Significance
 from ftlab.evaluation.sums import score_of_sums
 from ftlab.progress import Progress
+from ftlab.reports.compare.caveats import caveats
 from ftlab.reports.compare.costs import Cost, costs, equal
 from ftlab.reports.compare.forgetting import forgetting, name_of_set
 from ftlab.reports.compare.groups import Group, JudgedRun, into_groups
@@ -27,7 +28,6 @@ from ftlab.reports.compare.judged import (
     refuse_unfinished,
 )
 from ftlab.reports.compare.origin import origin
-from ftlab.runs.identity import flat
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def compare(runs: Sequence[JudgedRun], options: Options) -> tuple[Comparison, li
         price=options.price,
         rows=tuple(rows),
         equal=tuple(equal(groups, found)),
-        notes=(*notes, *_caveats(groups, metric, samples)),
+        notes=(*notes, *caveats(groups, metric, samples)),
         origin=origin(groups),
     )
     return comparison, groups
@@ -315,17 +315,19 @@ def _versus(
     corrected = statistics.corrected(found)
     deciding = statistics.holm([each.deciding for each in found])
     result: list[Versus | None] = [None] * len(groups)
-    for place, (number, tests) in enumerate(zip(others, found, strict=True)):
+    for number, tests, its, p in zip(others, found, corrected, deciding, strict=True):
         difference = statistics.difference(samples[number], samples[base], options.confidence)
-        verdict = _verdict(difference.value, deciding[place], metric.lower_is_better, options.confidence)
-        sentence = _sentence(groups[number].name, groups[base].name, difference, deciding[place], verdict, metric)
-        if deciding[place] is not None and tests.both is None and tests.randomisation is not None:
+        verdict = _verdict(difference.value, p, metric.lower_is_better, options.confidence)
+        chance = None if p is None else in_words(p, options.confidence)
+        sentence = _sentence(groups[number].name, groups[base].name, difference, chance, verdict, metric)
+        if p is not None and tests.both is None and tests.randomisation is not None:
             sentence += "; of other seeds this says nothing"
-        result[number] = Versus(difference, tests, corrected[place], deciding[place], verdict, sentence)
+        result[number] = Versus(difference, tests, its, p, verdict, sentence)
     return result
 
 
 APART = "cannot be told apart"
+_MOST_DIGITS = 9
 
 
 def _verdict(difference: float, p: float | None, lower_is_better: bool, confidence: float) -> str:
@@ -334,54 +336,29 @@ def _verdict(difference: float, p: float | None, lower_is_better: bool, confiden
     return "better" if (difference < 0) == lower_is_better else "worse"
 
 
-def _sentence(name: str, baseline: str, difference: Estimate, p: float | None, verdict: str, metric: Metric) -> str:
+def _sentence(name: str, baseline: str, difference: Estimate, p: str | None, verdict: str, metric: Metric) -> str:
     digits = metric.digits
     apart = f"{difference.value:+.{digits}f}"
     if difference.widest:
         apart += f" [{difference.widest.low:+.{digits}f}, {difference.widest.high:+.{digits}f}]"
     if p is None:
         return f"{name} and {baseline}: {metric.name} {apart}, of which one seed cannot tell whether it is chance"
-    chance = f"p {in_words(p)}"
     if verdict == APART:
-        return f"{name} and {baseline} cannot be told apart by {metric.name}: {apart}, {chance}"
-    return f"{name} is {verdict} than {baseline}: {metric.name} {apart}, {chance}"
+        return f"{name} and {baseline} cannot be told apart by {metric.name}: {apart}, p {p}"
+    return f"{name} is {verdict} than {baseline}: {metric.name} {apart}, p {p}"
 
 
-def in_words(p: float) -> str:
-    """A p-value, to what is known of it."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+def in_words(p: float, confidence: float = statistics.CONFIDENCE) -> str:
+    """A p-value, to what is known of it, and to so many digits that it is not taken for the level beside which it lies.
 
-
-def _caveats(groups: Sequence[Group], metric: Metric, samples: Sequence[statistics.Sample]) -> list[str]:
-    said = []
-    single = [group.name for group in groups if group.drawn and len(group.runs) == 1]
-    if single:
-        one = len(single) == 1
-        who = f"{single[0]} has" if one else f"{', '.join(single[:-1])} and {single[-1]} have"
-        rest = "its interval and tests are" if one else "their intervals and tests are"
-        over = f"{rest} over records alone" if samples[0].records else "no interval and no test can be given"
-        said.append(f"{who} one seed{'' if one else ' each'}: nothing is said of other seeds, and {over}")
-    if metric.of_retention:
-        said.append(f"{metric.key} is one number a run: intervals and tests are over seeds alone")
-    elif not samples[0].records:
-        said.append(f"not all runs have kept {metric.key} for each record: intervals and tests are over seeds alone")
-    elif samples[0].records < 30:
-        said.append(f"{samples[0].records} records are few: what is said of others like them is rough below some 30")
-    runs = [run for group in groups for run in group.runs]
-    for run in runs:
-        if changes := {key for change in run.record.get("changes", []) for key in change}:
-            said.append(f"{run} was gone on with under another configuration: {', '.join(sorted(changes))}")
-    hardware = [run.record.get("hardware", {}) for run in runs]
-    if len({str(each.get("gpus") or each.get("cpu")) for each in hardware}) > 1:
-        said.append("runs were made on different machines: time, memory and dollars compare loosely")
-    if other := _other_versions(runs):
-        said.append(f"runs were made by different versions of {', '.join(other)}")
-    return said
-
-
-def _other_versions(runs: Sequence[JudgedRun]) -> list[str]:
-    """What was not the same for all of the packages that make results; ftlab's commit and changes among them."""
-    made = [flat({"ftlab": run.record.get("ftlab", {})}) | run.record.get("versions", {}) for run in runs]
-    names = dict.fromkeys(name for each in made for name in each)
-    apart = [name for name in names if len({each.get(name) for each in made}) > 1]
-    return list(dict.fromkeys(name.split(".")[0] for name in apart))
+    Args:
+        p: It.
+        confidence: Of intervals; the level is what lies above it.
+    """
+    level = round(1 - confidence, 12)
+    if p < (least := min(0.001, level)):
+        return f"< {least:g}"
+    digits = 3 if p < 0.1 else 2
+    while digits < _MOST_DIGITS and p != level == round(p, digits):
+        digits += 1
+    return f"{p:.{digits}f}"

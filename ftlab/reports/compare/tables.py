@@ -40,13 +40,15 @@ def sentences(comparison: Comparison) -> list[str]:
 def how(comparison: Comparison) -> list[str]:
     """How numbers were got, as far as a reader of the table must know."""
     over = {_over(row) for row in comparison.rows} - {""}
-    level, share = 1 - comparison.confidence, f"{comparison.confidence:.0%}"
+    level, share = 1 - comparison.confidence, _share(comparison)
     others = len(comparison.rows) - 1
     said = [f"{share} intervals are over {', or '.join(sorted(over, reverse=True))}"] if over else []
     if comparison.records:
         draws = f"{comparison.records:,} records, {comparison.resamples:,} draws"
         said[-1:] = [f"{said[-1]} ({draws})"] if said else []
-    number = f"corrected for {others} comparisons (Holm)" if others > 1 else "of one comparison"
+    number = (
+        f"corrected for {others} comparisons (Holm), which intervals are not" if others > 1 else "of one comparison"
+    )
     said.append(f"p is two-sided, {number}; methods are told apart at {level:.2g}")
     if any(row.forgetting_over_seeds for row in comparison.rows):
         said.append("intervals of forgetting are over seeds alone, on the documents of the set")
@@ -113,7 +115,7 @@ def _quality(comparison: Comparison) -> Table:
         "method": lambda row: row.name,
         "seeds": lambda row: str(len(row.seeds)) if row.drawn else "none",
         comparison.metric: lambda row: f"{row.score.value:.{digits}f}",
-        f"{comparison.confidence:.0%} interval": lambda row: _range(row.score.widest, digits),
+        f"{_share(comparison)} interval": lambda row: _range(row.score.widest, digits),
         "over seeds": lambda row: _range(row.score.over_seeds, digits) if apart else "",
         "over records": lambda row: _range(row.score.over_records, digits) if apart else "",
     }
@@ -126,11 +128,11 @@ def _difference(comparison: Comparison) -> Table:
     columns: dict[str, Callable[[Row, Versus], str]] = {
         f"less {comparison.baseline}": lambda row, its: row.name,
         comparison.metric: lambda row, its: f"{its.difference.value:+.{digits}f}",
-        f"{comparison.confidence:.0%} interval": lambda row, its: _range(its.difference.widest, digits, "+"),
-        "p": lambda row, its: _p(its.p),
-        "p, seeds": lambda row, its: _p(its.corrected.seeds) if apart else "",
-        "p, records": lambda row, its: _p(its.corrected.randomisation) if apart else "",
-        "p, bootstrap": lambda row, its: _p(its.corrected.bootstrap),
+        f"{_share(comparison)} interval": lambda row, its: _range(its.difference.widest, digits, "+"),
+        "p": lambda row, its: _p(its.p, comparison),
+        "p, seeds": lambda row, its: _p(its.corrected.seeds, comparison) if apart else "",
+        "p, records": lambda row, its: _p(its.corrected.randomisation, comparison) if apart else "",
+        "p, bootstrap": lambda row, its: _p(its.corrected.bootstrap, comparison),
         "": lambda row, its: its.verdict if its.p is not None else "",
     }
 
@@ -208,11 +210,13 @@ def _numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
 def _over(row: Row) -> str:
     """Over what the interval of a row is, in words."""
     score = row.score
-    if score.over_both and row.drawn:
+    if not row.drawn:
+        return "records alone of a method without seeds" if score.over_records else ""
+    if score.over_both:
         return "seeds and records"
     return (
         "records alone where no other seed is known"
-        if score.over_both or score.over_records
+        if score.over_records
         else "seeds alone"
         if score.over_seeds
         else ""
@@ -223,8 +227,13 @@ def _range(interval: Interval | None, digits: int, sign: str = "") -> str:
     return f"{interval.low:{sign}.{digits}f} to {interval.high:{sign}.{digits}f}" if interval else ""
 
 
-def _p(value: float | None) -> str:
-    return "" if value is None else in_words(value)
+def _p(value: float | None, comparison: Comparison) -> str:
+    return "" if value is None else in_words(value, comparison.confidence)
+
+
+def _share(comparison: Comparison) -> str:
+    """The confidence of intervals: 99.9% is not 100%."""
+    return f"{100 * comparison.confidence:g}%"
 
 
 def _number(value: float | None, form: str) -> str:
