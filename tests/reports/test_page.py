@@ -135,6 +135,18 @@ def test_nothing_is_wider_than_a_telephone(width: int, opened: Open) -> None:
     assert len(tab.get_by_role("row").all()) > 50  # a table for those who hear it, whatever it looks like
 
 
+@pytest.mark.parametrize("width", [320, 360])
+def test_headers_are_not_broken_within_a_word_on_a_telephone(width: int, opened: Open) -> None:
+    tab = opened(width)
+    for name in ("record", "difference", "method0"):
+        word = tab.locator("#records thead").get_by_role("button", name=name)
+        lines = word.evaluate(
+            "button => { const all = document.createRange(); all.selectNodeContents(button.firstChild);"
+            " return all.getClientRects().length }"
+        )
+        assert lines == 1, name
+
+
 def contrast(one: str, other: str) -> float:
     """Of two colours, as WCAG 2.2 defines it: 1 to 21."""
 
