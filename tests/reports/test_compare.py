@@ -442,12 +442,13 @@ def test_csv_and_json_hold_every_number_in_full() -> None:
     write_method(Path("runs/lora"), 74)
     found = compared(baseline="full")
     full, line = csv.DictReader(io.StringIO(csv_text(found)))
-    assert (full["baseline"], full["verdict"]) == ("", "")
+    assert (full["baseline"], full["p"], full["verdict"]) == ("", "", "")
     versus = found.rows[1].versus
     assert versus is not None
     assert float(line["test_rougeL"]) == found.rows[1].score.value
     assert float(line["difference"]) == versus.difference.value
     assert float(line["p_both"]) == versus.tests.both
+    assert float(line["p"]) == versus.p  # which is the one that is printed
     assert line["verdict"] == versus.verdict
     assert float(line["peak_memory"]) == COST["peak_memory_bytes"]
     plain = json.loads(json.dumps(found.plain()))

@@ -194,7 +194,7 @@ def _numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
         for name in ("both", "randomisation", "bootstrap", "seeds"):
             line[f"p_{name}"] = getattr(row.versus.tests, name)
             line[f"p_{name}_corrected"] = getattr(row.versus.corrected, name)
-        line["verdict"] = row.versus.verdict
+        line |= {"p": row.versus.p, "verdict": row.versus.verdict}
     line |= vars(row.cost)
     line |= {f"chosen_{key}": value for key, value in row.tuned.items()} | {"tried": row.tried}
     for name, value in row.forgetting.items():
