@@ -163,6 +163,7 @@ def train(experiment: Experiment, begin: str | None) -> None:
 def validate(experiment: Experiment) -> dict[str, float] | None:
     """Scores the validation records with the run's best weights; `val_…` go into scores.json, by the first process."""
     checkpoint = _to_judge(experiment)
+    experiment.datamodule.setup("validate")  # which refuses a retention set that is also in training
     retention = Retention(experiment)
     retention.before()
     experiment.datamodule.answers_in_validation = True
@@ -175,6 +176,7 @@ def test(experiment: Experiment) -> dict[str, float] | None:
     checkpoint = _to_judge(experiment)
     if experiment.datamodule.scored_split != "test":
         _say(f"{experiment.datamodule.corpus.name} has no test records: scoring the validation records")
+    experiment.datamodule.setup("test")  # which refuses a retention set that is also in training
     retention = Retention(experiment)
     retention.before()
     experiment.trainer.test(experiment.model, experiment.datamodule, ckpt_path=checkpoint, verbose=False)

@@ -157,6 +157,19 @@ def test_a_set_that_is_also_trained_on_is_refused(refused: Callable[..., str], w
     assert said.startswith("data.retention known: 15 of its 15 passages are also found in training: train.jsonl:1 in ")
 
 
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("verb", ["test", "validate"])
+def test_one_that_is_added_later_is_refused_before_the_base_is_measured(
+    verb: str, refused: Callable[..., str], ftlab: Callable[..., Any], data_path: str, opened: list[Any]
+) -> None:
+    assert ftlab("fit", *RUN).code == 0
+    sets = json.dumps([{"name": "known", "path": data_path, "split": "train"}])
+    said = refused(verb, "-c", "runs/tiny/run/config.yaml", "--data.retention", sets)
+    assert said.startswith("data.retention known: 15 of its 15 passages are also found in training: ")
+    assert opened == []
+    assert not Path("runs/tiny/run/retention").exists()
+
+
 @pytest.mark.parametrize(
     ("kept", "sentence"),
     [
