@@ -97,7 +97,8 @@ def fit(experiment: Experiment) -> None:
         if scores:
             run.add_scores(scores)
         retention.keep(kept)
-        run.end("finished", cost=cost, data=experiment.datamodule.summary(), model=run.model_digests())
+        data, model = experiment.datamodule.summary(), run.model_digests()
+        run.end("finished", cost=cost, data=data, model=model, steps_taken=trainer.global_step)
         trained, total = cost["trainable_parameters"], cost["parameters"]
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
         if experiment.session:

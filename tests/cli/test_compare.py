@@ -42,6 +42,15 @@ def test_trained_runs_side_by_side(workplace: Path, ftlab: Command) -> None:
     losses = json.loads(ftlab("compare", "runs/full", "runs/zero/1", "--metric", "loss", "--format", "json").out)
     assert losses["records"] == 4
     assert losses["rows"][0]["score"]["value"] < losses["rows"][1]["score"]["value"]
+    for known_by in ("provenance.json", "the last checkpoint"):
+        path = Path("runs/full/1/metrics.csv")
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+        answer = ftlab("compare", "runs/*")
+        assert answer.code == 1, known_by
+        assert "runs/full/1/metrics.csv ends at step 1, and the run has taken " in answer.err
+        record = json.loads(Path("runs/full/1/provenance.json").read_text())
+        assert record.pop("steps_taken", None) == (4 if known_by == "provenance.json" else None)
+        Path("runs/full/1/provenance.json").write_text(json.dumps(record))
 
 
 @pytest.fixture

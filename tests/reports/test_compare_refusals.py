@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from written_runs import FINGERPRINTS, predictions, write_method, write_run
+from written_runs import CURVES, FINGERPRINTS, predictions, write_method, write_run
 
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Options, compare, find_runs
@@ -104,6 +104,23 @@ def test_an_answer_may_hold_what_unicode_calls_the_end_of_a_line() -> None:
         rows[1]["prediction"] = "one\u2028two\u2029three\u0085four\rfive"
         run.write_predictions("test", rows)
     assert compared("runs/x").records == 3
+
+
+@pytest.mark.parametrize(
+    ("lines", "every", "refused_there"), [(5, 10, False), (4, 10, True), (4, 11, False), (2, None, True)]
+)
+def test_curves_that_were_cut_short_are_refused(lines: int, every: int | None, refused_there: bool) -> None:
+    write_run(Path("runs/x/a"), [1, 2])
+    curves = "".join(CURVES.splitlines(keepends=True)[:lines])
+    config = {"trainer.log_every_n_steps": every}
+    write_run(Path("runs/x/b"), [1, 2], rate=0.5, curves=curves, config=config, record={"steps_taken": 100})
+    if refused_there:
+        step = {4: 90, 2: 10}[lines]
+        assert refused("runs/x").startswith(
+            f"runs/x/b/metrics.csv ends at step {step}, and the run has taken 100: it was cut short; "
+        )
+        Path("runs/x/b/metrics.csv").unlink()
+    assert [row.cost.gap is None for row in compared("runs/x").rows] == [False, refused_there]
 
 
 def test_scores_of_before_the_end_of_training_are_refused() -> None:

@@ -11,7 +11,10 @@ from typing import Any
 
 from ftlab.errors import UserError, one_line
 from ftlab.reports.compare.groups import Group, JudgedRun
+from ftlab.runs.checkpoint_files import step_of
 
+_EVERY = 50
+"""Steps between rows where a configuration does not say: Lightning's."""
 _LAST_PART = 0.1
 """The share of the steps, at the end of training, whose training loss is taken for the last."""
 
@@ -144,16 +147,30 @@ def curve(run: JudgedRun) -> Curve:
     """The rows of metrics.csv, in the order of the steps; none where nothing was logged.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file is damaged, or ends before training did.
     """
     path = run.run.metrics
     if not path.is_file():
         return []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     except (ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({one_line(error)}): put it back as it was") from error
+    _refuse_cut_short(run, rows)
+    return rows
+
+
+def _refuse_cut_short(run: JudgedRun, rows: Curve) -> None:
+    """Of a file that ends between two lines nothing else shows it. A row is written every so many steps."""
+    taken = run.record.get("steps_taken") or (step_of(run.run.last.resolve()) if run.run.last.is_file() else 0)
+    every = run.config.get("trainer.log_every_n_steps") or _EVERY
+    last = rows[-1].get("step", 0) if rows else 0
+    if taken >= every and last <= taken - every:
+        raise UserError(
+            f"{run.run.metrics} ends at step {last:.0f}, and the run has taken {taken}: it was cut short; put it back "
+            "as it was, or delete it, and compare without its curves"
+        )
 
 
 def seconds_to(rows: Curve, quality: float, training_seconds: float = 0.0) -> float | None:
