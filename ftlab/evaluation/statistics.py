@@ -48,7 +48,8 @@ class Sample:
         resampled: Scores of each run on drawn records, (runs, resamples); those of two samples that are compared are on
             the same ones. None where nothing is known of single records.
         records: How many there are.
-        sums: Statistics of each record, the mean over runs, (records, statistics); None likewise.
+        sums: Statistics of each record, the mean over runs, (records, statistics); None likewise. Of a corpus' score,
+            such as BLEU, their score is that of all runs in one corpus, and not quite the mean of scores.
     """
 
     scores: Array

@@ -160,6 +160,21 @@ def test_approximate_randomisation_of_bleu_is_sacrebleus() -> None:
     assert found == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("metric", ["bleu", "chrf"])
+def test_of_several_seeds_randomisation_takes_the_score_of_all_in_one_corpus(metric: str) -> None:
+    references, one = texts(0, 60, 0.30)
+    other = texts(0, 60, 0.40)[1]
+    tables = [
+        sums(metric, [{"references": [its], "prediction": answer} for its, answer in zip(said, answers, strict=True)])
+        for said, answers in ((references, one), (references, other), (references * 2, one + other))
+    ]
+    score = score_of_sums(metric)
+    found = sample(numpy.stack(tables[:2]), score, ["1", "2"], resamples=100)
+    assert found.sums is not None
+    assert float(score(found.sums.sum(axis=0))) == pytest.approx(float(score(tables[2].sum(axis=0))))
+    assert float(score(found.sums.sum(axis=0))) == pytest.approx(found.mean, rel=0.01)
+
+
 # ---------------------------------------------------------------- over seeds
 
 
