@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         return _refuse(str(stop) if stop.args else "stopped by the user", 130)
     except SystemExit as stop:  # after --help and --print_config
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning has answered it
+            return _refuse("stopped by the user", 130)
         return stop.code if isinstance(stop.code, int) else 0
 
 

@@ -205,6 +205,7 @@ class Experiment(LightningCLI):
             callbacks.append(ProgressBar())
         else:
             config["enable_progress_bar"] = False  # or Lightning would take a bar of its own
+        config["enable_model_summary"] = bool(config["enable_model_summary"])  # it would go to stdout
         config["callbacks"] = [*(config["callbacks"] or []), *callbacks]
         if self.config_init["run"].profile:
             profiled = StepProfile(self.run)

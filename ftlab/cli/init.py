@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         raise UserError(f"{error.filename or directory} cannot be written ({error.strerror}): give another") from error
     for path in sorted(directory.iterdir()):
         print(path)
-    print(f"ftlab: now cd {directory} and ftlab fit -c experiment.yaml; README.md says more", file=sys.stderr)
+    print(
+        f"ftlab: now cd {shlex.quote(str(directory))} and ftlab fit -c experiment.yaml; README.md says more",
+        file=sys.stderr,
+    )
     return 0
 
 
@@ -49,6 +53,8 @@ def _write(directory: Path) -> None:
         shutil.copytree(_ASSETS / "network", unfinished / "network")
         for path in unfinished.glob(f"*{_SUFFIX}"):
             path.rename(path.with_name(".gitignore") if path.stem == "gitignore" else path.with_suffix(""))
-        unfinished.replace(directory.resolve())  # an empty one may be there
+        directory.mkdir(parents=True, exist_ok=True)  # one that is there is kept: a shell may stand in it
+        for path in unfinished.iterdir():
+            path.replace(directory / path.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -27,6 +27,7 @@ _LOG_LINES = [
     ("lightning.pytorch.utilities.rank_zero", "💡 Tip"),
     # ftlab says itself where it goes on and where it stops
     ("lightning.pytorch.utilities.rank_zero", "`Trainer.fit` stopped"),
+    ("lightning.pytorch.utilities.rank_zero", "Detected KeyboardInterrupt"),
     ("lightning.pytorch.utilities.rank_zero", "Restor"),
     ("lightning.pytorch.utilities.rank_zero", "Loaded model weights"),
     # checkpoints of ftlab hold tensors and plain values, and are opened with weights_only where ftlab opens them

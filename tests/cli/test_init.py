@@ -39,6 +39,21 @@ def test_what_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ftlab: 
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+def test_the_directory_in_which_one_stands_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ftlab: Callable[..., Any]
+) -> None:
+    (tmp_path / "my own").mkdir()
+    monkeypatch.chdir(tmp_path / "my own")
+    before = os.stat(".").st_ino
+    assert ftlab("init", ".").code == 0
+    assert (
+        os.stat(".").st_ino == os.stat(tmp_path / "my own").st_ino == before
+    )  # or a shell would stand in a deleted one
+    assert set(os.listdir()) == FILES
+    monkeypatch.chdir(tmp_path)
+    assert "now cd 'an other' and" in ftlab("init", "an other").err
+
+
 def test_a_directory_that_is_not_empty_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:

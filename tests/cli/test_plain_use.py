@@ -67,11 +67,40 @@ def test_ctrl_c_while_fit_is_being_imported(workplace: Path) -> None:
     assert (out, err) == ("", "ftlab: stopped by the user\n")
 
 
+WAITS = """
+import pathlib, time
+from lightning.pytorch import Callback
+
+class Waits(Callback):
+    def on_test_batch_start(self, *_, **__):
+        pathlib.Path("reached").touch()
+        time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_test_is_one_sentence(workplace: Path, ftlab: Callable[..., Any]) -> None:
+    assert ftlab("fit", "-c", "tiny.yaml", "--run.name", "a").code == 0
+    Path("slow.py").write_text(WAITS)
+    process = start("test", "-c", "runs/tiny/a/config.yaml", "--trainer.callbacks+=slow.Waits")
+    wait_for(Path("reached"), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1] == "ftlab: stopped by the user"
+    assert "Detected" not in err
+    assert (
+        not Path("runs/tiny/a/scores.json").exists() or "test_loss" not in Path("runs/tiny/a/scores.json").read_text()
+    )
+
+
 @pytest.mark.slow
 def test_ctrl_c_while_compare_is_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     process = start("compare", "runs/a", "runs/b")
-    time.sleep(1.5)
+    while "numpy" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
