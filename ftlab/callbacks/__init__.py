@@ -12,6 +12,7 @@ from ftlab.callbacks.preemption import Preemption
 from ftlab.callbacks.sample_answers import SampleAnswers
 from ftlab.callbacks.step_profile import StepProfile
 from ftlab.callbacks.throughput import Throughput, peak_memory
+from ftlab.callbacks.trackio import TrackioLogger
 from ftlab.callbacks.whereabouts import Whereabouts
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SampleAnswers",
     "StepProfile",
     "Throughput",
+    "TrackioLogger",
     "Whereabouts",
     "peak_memory",
 ]

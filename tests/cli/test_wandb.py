@@ -1,8 +1,10 @@
 """Weights & Biases beside a run: what is logged offline, read back from its file; online, to a server that is here."""
 
+import contextlib
 import csv
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +169,21 @@ def test_curves_in_tensorboard(workplace: Path, ftlab: Callable[..., Any]) -> No
     losses = {event.step: event.value for event in found.Scalars("train_loss")}
     assert losses == pytest.approx(curve("runs/tiny/board"))
     assert {"val_loss", "lr", "grad_norm"} <= set(found.Tags()["scalars"])
+
+
+def test_curves_in_trackio(workplace: Path, ftlab: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(workplace / "tracks"))
+    logger = {"class_path": "ftlab.callbacks.TrackioLogger", "init_args": {"project": "p", "name": "n"}}
+    Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
+    answer = ftlab("fit", "-c", "logger.yaml", "-c", "tiny.yaml", "--run.name", "tracked")
+    assert answer.code == 0
+    assert answer.out == ""
+    with contextlib.closing(sqlite3.connect(workplace / "tracks" / "p.db")) as database:
+        rows = database.execute("select step, metrics from metrics where run_name = 'n'").fetchall()
+    points = [(step, json.loads(metrics)) for step, metrics in rows]
+    losses = {step: metrics["train_loss"] for step, metrics in points if "train_loss" in metrics}
+    assert losses == pytest.approx(curve("runs/tiny/tracked"))
+    assert any("val_loss" in metrics for _, metrics in points)
 
 
 def test_bad_input(workplace: Path, refused: Callable[..., str]) -> None:
