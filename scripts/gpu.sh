@@ -4,7 +4,7 @@
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-#   PART       tests and memory (5 minutes on an H200, at the same time), head (1), profile (2), start (1), speed (6),
+#   PART       profile (2 minutes on an H200), tests and memory (5, at the same time), head (1), start (1), speed (6),
 #              packed (3), large (4), in that order; by default all
 # In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
 # a CPU with tiny networks.
@@ -14,7 +14,7 @@ parts=" ${*:5} "
 [ "$parts" != "  " ] || parts=" tests memory head profile start speed packed large "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
-small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=14
+small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=30
 [ -z "${SMALL:-}" ] || { small=llama-256 large=llama-256 length=64 mixed=32-true pure=32-true steps=6; }
 
 wanted() { [[ "$parts" == *" $1 "* ]]; }
@@ -57,10 +57,25 @@ for length in map(int, lengths):
             text = tokenizer.decode(tokens[start : start + size])
             file.write(json.dumps({"prompt": "Text:", "completion": text}) + "\n")
 PYTHON
-for network in $small $large; do
+make_network() {
   $PYTHON -c "import sys; sys.path.insert(0, 'scripts'); from pathlib import Path; from training_cost import network_directory
-network_directory('$network', Path('$tokenizer'), Path('$place'))"
-done
+network_directory('$1', Path('$tokenizer'), Path('$place'))"
+}
+make_network $small
+making=
+if [[ "$parts" =~ memory|start|speed|large ]] && [ $small != $large ]; then
+  make_network $large & # nothing is timed meanwhile
+  making=$!
+fi
+
+if wanted profile; then
+  for arm in ftlab bare; do
+    bench profile_$arm --network $small --method full --precision $pure --length "$length" --batch-size 4 \
+      --data "$place/long_$length.jsonl" --arms $arm --profiled "$out/trace_$arm.json"
+    gzip -f "$out/trace_$arm.json"
+  done
+fi
+[ -z "$making" ] || wait $making
 
 if wanted memory; then
   for checkpointing in "" --checkpointing; do
@@ -95,13 +110,6 @@ if wanted head; then # at how many rows at a time
     --json "$out/head.json" 2>&1 | tee "$out/head.log" | tail -40
 fi
 
-if wanted profile; then
-  for arm in ftlab bare; do
-    bench profile_$arm --network $small --method full --precision $pure --length "$length" --batch-size 4 \
-      --data "$place/long_$length.jsonl" --arms $arm --profiled "$out/trace_$arm.json"
-    gzip -f "$out/trace_$arm.json"
-  done
-fi
 if wanted start; then # where the seconds to the first step go
   began=$SECONDS
   $PYTHON -m cProfile -o "$out/start.prof" -m ftlab fit -c experiments/base.yaml -c experiments/method/lora.yaml \
@@ -127,7 +135,7 @@ if wanted speed; then
 fi
 if wanted packed; then # steps as large as a card is kept busy by, all in some 960 records
   bench packed --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
-    --packs 4 --steps $((steps == 14 ? 120 : 40)) --arms ftlab:pack ftlab:pack+compile trl:pack trl:pack+liger
+    --packs 4 --steps $((steps == 30 ? 120 : 40)) --arms ftlab:pack ftlab:pack+compile trl:pack trl:pack+liger
 fi
 if wanted large; then
   bench lora_large_others --network $large --method lora --precision $mixed --length "$length" \
