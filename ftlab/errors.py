@@ -28,3 +28,13 @@ _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|
 def one_line(error: Exception) -> str:
     """The message of an error, without its line breaks and last full stop, to stand within a sentence."""
     return " ".join(str(error).split()).rstrip(".")
+
+
+def first_misfit(error: Exception) -> str:
+    """The same of an error by which torch lists every tensor that does not fit: the first, and how many more."""
+    _, *misfits = str(error).splitlines()
+    misfits = [line.strip().rstrip(".") for line in misfits if line.strip()]
+    if not isinstance(error, RuntimeError) or len(misfits) < 2:
+        return one_line(error)
+    first = misfits[0] if len(misfits[0]) <= 200 else f"{misfits[0][:200]}…"
+    return f"{first}, and {len(misfits) - 1:,} more"

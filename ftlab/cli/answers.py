@@ -84,7 +84,14 @@ class Model:
             print(f"{question.adapter}: {answer}" if len(questions) > 1 else answer, flush=True)
 
     def prompts_ids(self, questions: Sequence[Question]) -> list[list[int]]:
-        """What generation starts from, (length,) for each question."""
+        """What generation starts from, (length,) for each question.
+
+        Raises:
+            UserError: A prompt is no text, or leaves no room for an answer.
+        """
+        for question in questions:
+            if not _is_text(question.prompt):
+                raise UserError("the prompt is no text: it holds bytes or halves of characters that UTF-8 has not")
         ids: dict[int, list[int]] = {}
         for name, mine in _places(questions).items():
             voice = self.voices[name]
@@ -144,6 +151,15 @@ class Model:
             return self.adapters.rows(names)
         self.adapters.use(names[0])
         return None
+
+
+def _is_text(string: str) -> bool:
+    """Whether UTF-8 can write it: no lone half of a surrogate pair, which JSON can name and bytes are read as."""
+    try:
+        string.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _places(questions: Sequence[Question]) -> Mapping[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import hashlib
 import json
@@ -71,19 +72,21 @@ def read_rows(path: Path, adapters: Sequence[str]) -> tuple[list[Row], list[tupl
         UserError: It cannot be read, holds no prompts, or names an adapter that there is not.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
         raise UserError(f"--file: {path} cannot be read ({error})") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     if not lines:
         raise UserError(f"--file: {path} holds no prompts")
-    if path.suffix != ".jsonl":
-        return [Row(number, line.rstrip("\r"), None) for number, line in lines], []
     rows, unusable = [], []
     for number, line in lines:
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            text = line.decode()
+            row = json.loads(text) if path.suffix == ".jsonl" else {"prompt": text.rstrip("\r")}
+        except UnicodeDecodeError:
+            unusable.append((number, "it is not UTF-8"))
+            continue
+        except (ValueError, RecursionError):  # no JSON, too many digits, too many brackets
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             unusable.append((number, "it is no JSON object with a `prompt`"))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from ftlab.errors import UserError, one_line
 
@@ -30,6 +30,7 @@ _VALUE = re.compile(r"(?:Given|Got) value: (?!NestedArg)(.*?)(?:\. Got value| Gi
 # a UserError of ours that jsonargparse has wrapped up
 _OWN = re.compile(r"Errors: - (?!Expected|Problem|Parser|Import|Type)(.*?) - Expected a <class 'NoneType'>")
 
+_OF_THE_PARSER = ("", "help", "config", "print_config", "print_shtab")
 _IN_WORDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false"}
 
 
@@ -51,13 +52,15 @@ def sentence(error: Exception, parser: ArgumentParser) -> str:
         name = option[1].lstrip("-").split("=")[0]
         if any(action.dest == name and not action.option_strings for action in parser._actions):
             return f"{name} is told by its place: leave out {option[1].split('=')[0]}"
+        if not _takes_files(parser) and "." not in name:
+            return _unknown_option(option[1].split("=")[0], parser)
         return _unknown(f"{key}.{name.split('.')[0]}" if key else name, owner, parser)
     if unknown := _UNKNOWN_KEY.search(text):
         above = key or unknown["group"]
         return _unknown(f"{above}.{unknown['key']}" if above else unknown["key"], owner, parser)
     if missing := _MISSING.search(text):
         name = missing[1] or missing[2]
-        return f"{f'{key}.{name}' if key else name} is missing: give it in a configuration file or on the command line"
+        return _missing(f"{key}.{name}" if key else name, parser)
     if problem := _NO_IMPORT.search(text):
         return f"{key}: {problem[1]} cannot be imported ({problem[2]}){_known_classes(key, parser)}"
     if denied := _DENIED.search(text):
@@ -84,11 +87,30 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise UserError(sentence(error, parser)) from error
 
 
+def _takes_files(parser: ArgumentParser) -> bool:
+    return any(isinstance(action, ActionConfigFile) for action in parser._actions)
+
+
+def _unknown_option(option: str, parser: ArgumentParser) -> str:
+    """For a verb's own option; its classes' arguments are keys."""
+    there = [action.option_strings[0] for action in parser._actions if action.option_strings]
+    there = [name for name in there if name.startswith("--") and name[2:] not in _OF_THE_PARSER and "." not in name]
+    if near := difflib.get_close_matches(option, there, n=1):
+        return f"there is no option {option}: did you mean {near[0]}?"
+    return f"there is no option {option}: there are {', '.join([*there, '--help'])}"
+
+
+def _missing(key: str, parser: ArgumentParser) -> str:
+    if _takes_files(parser):
+        return f"{key} is missing: give it in a configuration file or on the command line"
+    return f"{key} is missing: {parser.prog} --help says what it is"
+
+
 def _wrong_value(text: str, key: str, parser: ArgumentParser) -> str:
     value = _VALUE.search(text)
     expected = list(dict.fromkeys(_expected(text)))
     if value and value[1] == "None":
-        return f"{key} is missing: give it in a configuration file or on the command line"
+        return _missing(key, parser)
     if value and expected:
         return f"{key} is {value[1]}: it must be {' or '.join(expected)}"
     if unknown := _NO_CLASS.search(text):
@@ -124,7 +146,7 @@ def _below(above: str, keys: Iterable[str]) -> list[str]:
     """The names right under a key; nothing under one that holds a class."""
     prefix = f"{above}." if above else ""
     names = (key.removeprefix(prefix).split(".")[0] for key in keys if key.startswith(prefix))
-    return [name for name in dict.fromkeys(names) if name not in ("", "help", "config", "print_config")]
+    return [name for name in dict.fromkeys(names) if name not in _OF_THE_PARSER]
 
 
 def _parameters(class_path: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -62,7 +63,8 @@ def _print(run: Run, scores: Mapping[str, float], as_json: bool) -> None:
 
 
 def fit(experiment: Experiment) -> None:
-    """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`."""
+    """Trains, or goes on, or says that the run has come to its end; writes checkpoints, curves and `model/`, and prints
+    where they lie."""
     run, module, trainer = experiment.run, experiment.model, experiment.trainer
     experiment.refuse_endless()
     module.forced = experiment.config.run.resume == "force"
@@ -72,6 +74,8 @@ def fit(experiment: Experiment) -> None:
     with experiment.preemption, run.claimed(config, owner, module.forced):
         if run.finished_as(config):
             _say(f"{run.directory} has finished; another --run.name repeats it")
+            if owner:
+                print(run.directory)
             return
         experiment.datamodule.setup("fit")
         _say_what_trains(experiment)
@@ -103,6 +107,8 @@ def fit(experiment: Experiment) -> None:
         _say(f"{run.directory}: {trained:,} of {total:,} parameters trained ({trained / total:.2%})")
         if experiment.session:
             conclude(experiment.session, experiment.config_init["wandb"], run)
+        _say(f"score it with ftlab test -c {shlex.quote(str(run.directory / 'config.yaml'))}")
+        print(run.directory)  # for programs
 
 
 def _cost(experiment: Experiment, seconds: float) -> dict[str, Any]:

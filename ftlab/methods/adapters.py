@@ -21,7 +21,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError, first_misfit, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.belonging import Base, check_base, check_noted
@@ -231,7 +231,7 @@ class Adapters:
                 result = self.network.load_adapter(str(place), inside)
         except (ValueError, RuntimeError, OSError, KeyError, TypeError, UserWarning, SafetensorError) as error:
             raise UserError(
-                f"{name}: {directory} holds no adapter that fits the network{beside} ({one_line(error)})"
+                f"{name}: {directory} holds no adapter that fits the network{beside} ({first_misfit(error)})"
             ) from error
         missing = [key for key in result.missing_keys if not any(part in key for part in _SHARED)]
         if missing:

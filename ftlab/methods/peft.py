@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError, first_misfit, one_line
 from ftlab.methods import starts
 from ftlab.methods.adapter_bits import plain
 from ftlab.methods.base import Method
@@ -130,7 +130,7 @@ class Peft(Method):
                 warnings.filterwarnings("error", message="Found missing adapter keys")
                 return peft.PeftModel.from_pretrained(network, str(place), config=self.config_of(place))
         except (ValueError, RuntimeError, OSError, UserWarning) as error:
-            raise UserError(f"{directory} holds no adapter that fits the network ({one_line(error)})") from error
+            raise UserError(f"{directory} holds no adapter that fits the network ({first_misfit(error)})") from error
 
     def config_of(self, directory: Path) -> peft.PeftConfig:
         """The configuration by which a saved adapter is opened."""

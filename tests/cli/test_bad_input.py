@@ -134,6 +134,20 @@ def test_without_a_configuration(place: Path, refused: Callable[..., str]) -> No
     assert "is missing: give it in a configuration file or on the command line" in refused("fit")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("show", "run is missing: ftlab show --help says what it is"),
+        ("init", "directory is missing: ftlab init --help says what it is"),
+        ("show --jsom x", "there is no option --jsom: did you mean --json?"),
+        ("show --frob", "there is no option --frob: there are --json, --help"),
+        ("completion --frob=1", "there is no option --frob: there are --help"),
+    ],
+)
+def test_verbs_that_take_no_configuration(words: str, said: str, place: Path, refused: Callable[..., str]) -> None:
+    assert refused(*words.split()) == said
+
+
 def test_the_whole_trace_is_there_when_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from ftlab.cli import main
     from ftlab.errors import UserError

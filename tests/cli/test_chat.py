@@ -135,6 +135,17 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(
     assert "/reset begins a new conversation" in said[5]
 
 
+def test_bytes_that_are_no_text_cost_one_line(
+    ftlab: Callable[..., Any], save_adapter: Callable[..., Path], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = save_adapter("one", network)
+    first = by_transformers(network, adapter, ["Who?"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?\nWho?\n"), encoding="utf-8"))
+    answer = ftlab("generate", "--adapter", f"a={adapter}", *SHORT)
+    assert (answer.code, answer.out) == (0, f"{first}\n")
+    assert answer.err == "ftlab: the prompt is no text: it holds bytes or halves of characters that UTF-8 has not\n"
+
+
 def test_decoding_is_set_in_the_chat(
     chat: Callable[..., Any], save_adapter: Callable[..., Path], network: Network
 ) -> None:
@@ -185,18 +196,20 @@ def test_a_chat_on_a_real_terminal(save_adapter: Callable[..., Path], network: N
             os._exit(code)
     said = ""
 
-    def until(text: str) -> None:
+    def until(text: str, typed: bytes = b"") -> None:
+        """Typed again while nothing comes: readline misses a signal right before it begins to wait."""
         end = time.monotonic() + 60
         nonlocal said
         while text not in said:
-            assert select.select([terminal], [], [], max(0, end - time.monotonic()))[0], said
-            said += os.read(terminal, 1 << 16).decode()
+            assert time.monotonic() < end, said
+            os.write(terminal, typed)
+            if select.select([terminal], [], [], 5)[0]:
+                said += os.read(terminal, 1 << 16).decode()
 
     until("> ")
     os.write(terminal, b"Who?\n")
     until(expected.replace("\n", "\r\n") + "\r\n> ")
-    os.write(terminal, b"\x03")
-    until("ftlab: stopped by the user")
+    until("ftlab: stopped by the user", typed=b"\x03")
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 130

@@ -95,7 +95,7 @@ def test_help_shows_the_docstring_and_the_options(mine: Path, ftlab: Callable[..
         (["mine.py:Last", "--method.fcator", "2"], "there is no key method.fcator: did you mean method.factor?"),
         (["mine.py:Last", "--method.factor", "much"], "method.factor is much: it must be a number"),
         (["mine.py:Last", "--bases", "[nf4]"], "Last declares the bases full, and nf4 is none of them"),
-        (["mine.py:Last", "--step", "2"], "there is no key step: did you mean steps?"),
+        (["mine.py:Last", "--step", "2"], "there is no option --step: did you mean --steps?"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], said: str, mine: Path, refused: Callable[..., str]) -> None:

@@ -156,7 +156,7 @@ def test_where_one_part_cannot_be_written_none_is(
         (["runs/*", "runs/other/s1"], "were judged on other records"),
         (["runs/*", "--allow", "records"], "--allow records: there are data, network, decoding, tuning"),
         (["runs/*", "--baseline", "qlora"], "--baseline qlora: there is no such method; there are full; lora"),
-        (["runs/*", "--formt", "csv"], "there is no key formt: did you mean format?"),
+        (["runs/*", "--formt", "csv"], "there is no option --formt: did you mean --format?"),
     ],
 )
 def test_what_cannot_be_compared_is_one_sentence_and_no_report(

@@ -339,7 +339,7 @@ def test_nothing_is_written_over(finished: Callable[[str], Path], workplace: Pat
         (["nowhere", "out"], "there is no run at nowhere"),
         ([], "run is missing"),
         (["nowhere"], "to is missing"),
-        (["nowhere", "out", "--merg", "true"], "there is no key merg: did you mean merge?"),
+        (["nowhere", "out", "--merg", "true"], "there is no option --merg: did you mean --merge?"),
         (["nowhere", "--to", "out"], "to is told by its place: leave out --to"),
         (["nowhere", "out", "--tolerance", "low"], "tolerance is low: it must be a number"),
         (["nowhere", "out", "--adapter-bits", "5"], "adapter_bits is 5: it must be one of 4, 8"),

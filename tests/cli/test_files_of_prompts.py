@@ -96,3 +96,29 @@ def test_lines_that_cannot_be_answered_are_said_and_the_others_answered(
     assert [line.split(", ")[1] for line in said] == [f"line {number}" for number in (2, 3, 6, 7, 8)]
     assert "it is no JSON object with a `prompt`" in said[0]
     assert "leaves no room for an answer" in said[4]
+
+
+def test_lines_that_are_no_text_are_left_out_like_others(
+    finished: Callable[[str], Path], workplace: Path, ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    rows = [
+        b'\xef\xbb\xbf{"prompt": "Who?"}',  # as some editors begin a file
+        b'{"prompt": "caf\xe9"}',
+        b'{"prompt": "\\ud83d"}',
+        b'{"prompt": "a", "id": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+        b'{"prompt": "Why?"}',
+    ]
+    Path("prompts.jsonl").write_bytes(b"\r\n".join(rows))
+    answer = ftlab("generate", run, "--file", "prompts.jsonl")
+    assert answer.code == 1
+    assert [json.loads(line)["prompt"] for line in answer.out.splitlines()] == ["Who?", "Why?"]
+    said = [line.partition(", is left out: ") for line in answer.err.splitlines()]
+    assert [head for head, *_ in said] == [f"ftlab: prompts.jsonl, line {number}" for number in (2, 3, 4, 5)]
+    assert said[0][2] == "it is not UTF-8"
+    assert "the prompt is no text" in said[1][2]
+    assert {why for *_, why in said[2:]} == {"it is no JSON object with a `prompt`"}
+    Path("prompts.txt").write_bytes(b"Who?\r\ncaf\xe9\nWhy?\n")
+    plain = ftlab("generate", run, "--file", "prompts.txt")
+    assert (plain.code, plain.out) == (1, answer.out)

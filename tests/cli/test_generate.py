@@ -63,7 +63,7 @@ def test_decoding_can_be_chosen(finished: Callable[[str], Path], ftlab: Callable
         (["--file", "one.txt", "--to", "empty.txt"], "--to: empty.txt exists"),
         (["--file", "one.txt", "--batch_size", 0], "--batch_size is 0"),
         (["--decoding.max_new_tokens", "0"], "decoding.max_new_tokens is 0"),
-        (["--promt", "a"], "there is no key promt: did you mean prompt?"),
+        (["--promt", "a"], "there is no option --promt: did you mean --prompt?"),
     ],
 )
 def test_refusals(

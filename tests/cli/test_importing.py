@@ -328,8 +328,88 @@ def test_a_key_that_the_tool_does_not_know_is_refused(
 ) -> None:
     change(name, **{key: 1})
     sentence = refused("import-config", f"{name}.yaml", "-o", "mine.yaml")
-    assert sentence.endswith(f"has no key {key}: did you mean {near}?")
+    assert f"has no key {key} (did you mean {near}?): correct it" in sentence
+    change(name, zzz=2)
+    assert f"has no key {key} (did you mean {near}?), zzz: " in refused("import-config", f"{name}.yaml")
     assert not Path("mine.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "sets", "said"),
+    [
+        (
+            "axolotl",
+            "datasets",
+            [{"path": "a.jsonl", "type": "alpaca", "shards": 4, "revision": "x", "split": "train", "roles": None}],
+            "revision, shards of a.jsonl are not carried over",
+        ),
+        (
+            "axolotl",
+            "datasets",
+            [{"path": "a.jsonl", "type": {"field_output": "answer", "system_format": "{system}!"}}],
+            "system_format of the type of a.jsonl is not carried over",
+        ),
+        (
+            "axolotl",
+            "datasets",
+            [{"path": "a.jsonl", "type": "chat_template", "message_property_mappings": {"content": "text"}}],
+            "messages of a.jsonl in messages, as role and text: bring them",
+        ),
+        ("axolotl", "bnb_config_kwargs", {"bnb_4bit_quant_storage": "uint8"}, "bnb_4bit_quant_storage of it is not"),
+        ("trl", "datasets", [{"path": "a", "split": "dev", "fraction": 0.5}], "fraction, split of a are not carried"),
+    ],
+)
+def test_what_is_not_read_of_a_part_is_named(name: str, key: str, sets: Any, said: str, place: Path) -> None:
+    change(name, **{key: sets})
+    _, notes = imported(Path(f"{name}.yaml"))
+    assert [line for line in notes if line.startswith(f"{key} must be done by hand") and said in line]
+
+
+@pytest.mark.parametrize(
+    ("info", "source", "said"),
+    [
+        ({"formatting": "sharegpt"}, {"format": "conversations"}, None),
+        (
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "messages"},
+                "tags": {
+                    "role_tag": "role",
+                    "content_tag": "content",
+                    "user_tag": "user",
+                    "assistant_tag": "assistant",
+                },
+            },
+            {"format": "messages"},
+            None,
+        ),
+        (
+            {"formatting": "sharegpt", "columns": {"messages": "talk"}, "tags": {"user_tag": "me"}},
+            {"format": "conversations"},
+            "talk, from, value, user_tag me of it",
+        ),
+        (
+            {"columns": {"prompt": "q", "response": "a"}, "folder": "f", "split": "train"},
+            {"prompt": "{q}", "response": "{a}"},
+            "folder of it is not carried over",
+        ),
+    ],
+)
+def test_sets_of_llama_factory(info: dict[str, Any], source: dict[str, Any], said: str | None, place: Path) -> None:
+    Path("dataset_info.json").write_text(json.dumps({"it": {"file_name": "alpaca.jsonl", **info}}))
+    change("llama-factory", dataset="it", max_samples=None)
+    text, notes = imported(Path("llama-factory.yaml"))
+    found = yaml.safe_load(text)["data"]
+    assert {"path": f"{place}/alpaca.jsonl"} | source == {key: found[key] for key in ("path", *source)}
+    by_hand = [line for line in notes if line.startswith("dataset: it must be done by hand")]
+    assert any(said in line for line in by_hand) if said else not by_hand
+
+
+def test_one_key_and_several_are_told_in_good_grammar(place: Path) -> None:
+    change("axolotl", comet_mode="online", bench_dataset="x", unfrozen_parameters=None)
+    _, notes = imported(Path("axolotl.yaml"))
+    (without,) = (line for line in notes if "no counterpart" in line)
+    assert without == "bench_dataset: x, comet_mode: online have no counterpart in ftlab"
 
 
 @pytest.mark.parametrize(
@@ -338,7 +418,7 @@ def test_a_key_that_the_tool_does_not_know_is_refused(
         ("llama-factory", {"stage": "ppo"}, "stage ppo has an objective that ftlab has not"),
         ("llama-factory", {"do_train": False}, "it does not train"),
         ("axolotl", {"rl": "dpo"}, "rl dpo has an objective"),
-        ("axolotl", {"datasets": [{"path": "a.jsonl", "tpye": "alpaca"}]}, "no key tpye: did you mean type?"),
+        ("axolotl", {"datasets": [{"path": "a.jsonl", "tpye": "alpaca"}]}, "no key tpye (did you mean type?)"),
         ("axolotl", {"num_epochs": 0.5}, "num_epochs is 0.5, and ftlab trains whole epochs"),
         ("trl", {"learning_rate": "fast"}, "learning_rate is 'fast': it must be a number"),
         ("trl", {"load_in_4bit": True, "use_peft": False}, "cannot be trained whole"),

@@ -330,8 +330,10 @@ def test_adapter_of_another_network(network: Network, write: Write) -> None:
     directories = write(lora(4), lora(2))
     config = network.config()
     config.intermediate_size = 64
-    with pytest.raises(UserError, match=r"a: .* holds no adapter that fits the network"):
+    with pytest.raises(UserError, match=r"a: .* holds no adapter that fits the network") as caught:
         Adapters(AutoModelForCausalLM.from_config(config), directories)
+    assert str(caught.value).count("size mismatch") == 1
+    assert str(caught.value).endswith(" more)")
 
 
 def test_adapter_of_a_network_with_more_layers(network: Network, write: Write) -> None:

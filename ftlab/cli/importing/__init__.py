@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from ftlab.cli import VERBS
 from ftlab.cli.compose import as_text
 from ftlab.cli.importing import axolotl, llama_factory, trl
-from ftlab.cli.importing.foreign import NAMES, Foreign, Kind, Note, read
+from ftlab.cli.importing.foreign import NAMES, NO_COUNTERPART, Foreign, Kind, Note, read
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.runs import write_atomically
@@ -22,12 +22,13 @@ _TRANSLATE: dict[str, Callable[[Foreign], None]] = {
     "llama-factory": llama_factory.translate,
     "axolotl": axolotl.translate,
 }
-_HEADS: dict[Kind, str] = {
-    "differs": "maps, and is not the same",
-    "hand": "must be done by hand",
-    "none": "has no counterpart",
-    "ours": "is ftlab's own way, or is so in any case",
+_HEADS: dict[Kind, tuple[str, str]] = {
+    "differs": ("maps, and is not the same", "map, and are not the same"),
+    "hand": ("must be done by hand",) * 2,
+    "none": ("has no counterpart in ftlab", "have no counterpart in ftlab"),
+    "ours": ("is ftlab's own way, or is so in any case", "are ftlab's own way, or are so in any case"),
 }
+"""Of one key, and of several."""
 _DESCRIPTION = f"""{VERBS["import-config"]}.
 
 Prints what `ftlab fit -c` trains, or writes it into --out, with the defaults of the tool where they are not ftlab's.
@@ -82,12 +83,13 @@ def _lines(foreign: Foreign) -> Iterator[str]:
             if note.kind == kind:
                 yield _told(foreign, note)
     if idle := foreign.without_effect():
-        yield f"{', '.join(idle)}: say nothing, or {foreign.tool.title}'s default"
+        yield f"{', '.join(idle)} {'says' if len(idle) == 1 else 'say'} nothing, or {foreign.tool.title}'s default"
 
 
 def _told(foreign: Foreign, note: Note) -> str:
     said = [f"{key}: {foreign.given[key]}" if _short(foreign.given.get(key)) else key for key in note.keys]
-    return f"{', '.join(said)} {_HEADS[note.kind]}: {note.text}"
+    head = f"{', '.join(said)} {_HEADS[note.kind][len(said) > 1]}"
+    return head if note.text == NO_COUNTERPART else f"{head}: {note.text}"
 
 
 def _short(value: object) -> bool:

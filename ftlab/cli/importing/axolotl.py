@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from ftlab.cli.importing import adapters, training
-from ftlab.cli.importing.foreign import Foreign, asset
-from ftlab.errors import UserError
+from ftlab.cli.importing.foreign import Foreign, Part, asset
 
 _KERNELS = {
     "flash_attention": "flash_attention_2",
@@ -65,11 +63,8 @@ def _network(foreign: Foreign, bf16: bool) -> None:
 
 def _method(foreign: Foreign, bf16: bool) -> None:
     name = foreign.take("adapter")
-    four, eight, more = (
-        foreign.flag("load_in_4bit"),
-        foreign.flag("load_in_8bit"),
-        foreign.take("bnb_config_kwargs", {}),
-    )
+    four, eight = foreign.flag("load_in_4bit"), foreign.flag("load_in_8bit")
+    more = Part(foreign.take("bnb_config_kwargs", {}))
     targets, linear = foreign.take("lora_target_modules"), foreign.take("lora_target_linear")
     options = {
         "r": foreign.take("lora_r"),
@@ -99,6 +94,7 @@ def _method(foreign: Foreign, bf16: bool) -> None:
             "double": bool(four and more.get("bnb_4bit_use_double_quant", True)),
             "compute_dtype": "bfloat16" if bf16 else "float16" if eight else "float32",
         }
+        foreign.note_unread(more, "it", "bnb_config_kwargs")
     if linear and targets:
         foreign.note("ours", "all linear layers are adapted already", "lora_target_modules")
     adapters.adapter(foreign, "all-linear" if linear else targets or [], bits, **options)
@@ -186,6 +182,8 @@ def _data(foreign: Foreign) -> None:
     templates = {source.pop("template") for source in sources}
     foreign.put("data.learn", "all" if whole or "all" in learned else "last" if learned == {"last"} else "assistant")
     foreign.put("data.template", "plain" if templates == {"plain"} else "auto")
+    if len(learned) > 1 or len(templates) > 1:
+        foreign.note("differs", "all sets are learned alike, and under one template", "datasets")
     _template(foreign)
     if len(sources) == 1:
         for key, value in sources[0].items():
@@ -207,30 +205,31 @@ def _template(foreign: Foreign) -> None:
 
 def _sources(foreign: Foreign, each: Any, running: bool) -> list[dict[str, Any]]:
     """Where a data set lies, how it is read, what of it is learned and under which template."""
-    each = {"path": each} if isinstance(each, str) else dict(each)
-    for key in each:
-        if key not in foreign.tool.of_dataset:
-            near = difflib.get_close_matches(key, foreign.tool.of_dataset, n=1)
-            raise UserError(
-                f"{foreign.file}: a data set of Axolotl has no key {key}: "
-                + (f"did you mean {near[0]}?" if near else "take it out")
-            )
-    files, path, subset = each.get("data_files"), each.get("path"), each.get("name")
+    part = foreign.data_set({"path": each} if isinstance(each, str) else each)
+    files, path, subset = part.get("data_files"), part.get("path"), part.get("name")
     paths = ([files] if isinstance(files, str) else files) or [f"{path}:{subset}" if subset else path]
-    if not files and each.get("ds_type") and not Path(str(path)).exists():
+    if part.get("ds_type") and not files and not Path(str(path)).exists():
         foreign.note("hand", f"{path} is looked for where the command is given", "datasets")
-    if each.get("split") not in (None, "train"):
-        foreign.note("hand", f"ftlab finds splits by the files' names: {each['split']} of {path} is none", "datasets")
-    form = {"type": "completion", "field": each.get("text_column", "text")} if running else each
+    if (split := part.get("split", "train")) != "train":
+        foreign.note("hand", f"ftlab finds splits by the files' names: {split} of {path} is none", "datasets")
+    key, form = "datasets", part
+    if running:
+        key = "pretraining_dataset"
+        part.get("type")  # it is running text, whatever it says
+        form = Part({"type": "completion", "field": part.get("text_column", "text")})
     how = _read(foreign, form, str(path))
+    foreign.note_unread(part, str(path), key)
     return [{"path": one, **how} for one in paths]
 
 
-def _read(foreign: Foreign, each: dict[str, Any], path: str) -> dict[str, Any]:
+def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
     kind = each.get("type")
     plain = {"learn": "last", "template": "plain"}
     if isinstance(kind, dict):
-        return plain | _own_words(foreign, kind, path)
+        words = Part(kind)
+        found = plain | _own_words(foreign, words, path)
+        foreign.note_unread(words, f"the type of {path}", "datasets")
+        return found
     name = str(kind or "").partition(":")[0]
     if name == "alpaca":
         foreign.note("differs", "Alpaca's wording, with an empty ### Input where a record has none", "datasets")
@@ -245,12 +244,15 @@ def _read(foreign: Foreign, each: dict[str, Any], path: str) -> dict[str, Any]:
     return plain
 
 
-def _chat(foreign: Foreign, each: dict[str, Any], path: str) -> dict[str, Any]:
+def _chat(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
     column = each.get("field_messages") or "messages"
-    names = each.get("message_property_mappings") or {}
-    role = names.get("role", each.get("message_field_role") or "role")
-    if (column, role) not in (("messages", "role"), ("conversations", "from")):
-        foreign.note("hand", f"messages of {path} in {column}: bring them into messages by data.function", "datasets")
+    names = Part(each.get("message_property_mappings", {}))
+    role = names.get("role", each.get("message_field_role", "role"))
+    content = names.get("content", each.get("message_field_content", "value" if role == "from" else "content"))
+    if (column, role, content) not in (("messages", "role", "content"), ("conversations", "from", "value")):
+        what = f"messages of {path} in {column}, as {role} and {content}"
+        foreign.note("hand", f"{what}: bring them into messages by data.function", "datasets")
+    foreign.note_unread(names, f"message_property_mappings of {path}", "datasets")
     trained = each.get("roles_to_train")
     if trained not in (None, ["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]):
         foreign.note("hand", f"roles_to_train of {path}: give data.learn a list of roles", "datasets")
@@ -260,12 +262,13 @@ def _chat(foreign: Foreign, each: dict[str, Any], path: str) -> dict[str, Any]:
     return {"learn": "assistant", "template": "auto", "format": form}
 
 
-def _own_words(foreign: Foreign, kind: dict[str, Any], path: str) -> dict[str, Any]:
+def _own_words(foreign: Foreign, kind: Part, path: str) -> dict[str, Any]:
     """A format of the user's own, with its columns in the place of Axolotl's names for them."""
-    words = kind.get("format") or kind.get("no_input_format") or "{instruction}"
+    form, without, system = kind.get("format"), kind.get("no_input_format"), kind.get("system_prompt")
+    words = form or without or "{instruction}"
     columns = {part: kind.get(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
     for part in ("instruction", "input", "system"):
         words = words.replace(f"{{{part}}}", f"{{{columns[part]}}}")
-    if kind.get("system_prompt") or (kind.get("format") and kind.get("no_input_format")):
+    if system or (form and without):
         foreign.note("differs", f"one wording for all records of {path}: format, without system_prompt", "datasets")
     return {"prompt": words, "response": f"{{{columns['output']}}}"}

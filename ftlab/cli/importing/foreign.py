@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ NAMES = ("trl", "llama-factory", "axolotl")
 
 Kind = Literal["differs", "hand", "none", "ours"]
 NO_COUNTERPART = "has no counterpart in ftlab"
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,30 @@ class Note:
     kind: Kind
     keys: tuple[str, ...]
     text: str
+
+
+class Part:
+    """A mapping within a configuration, such as a data set's: what has been asked of it, and what has not.
+
+    Args:
+        given: What it says.
+        defaults: What its keys say where they are not given, as far as that matters.
+    """
+
+    def __init__(self, given: Mapping[str, Any], **defaults: Any) -> None:
+        self._given, self._defaults = given, defaults
+        self._read: set[str] = set()
+
+    def get(self, key: str, otherwise: Any = None) -> Any:
+        """What it says, else `otherwise`; null is as not said."""
+        self._read.add(key)
+        value = self._given.get(key)
+        return otherwise if value is None else value
+
+    def unread(self) -> list[str]:
+        """Keys that say something and that nobody has read."""
+        unread = ((key, value) for key, value in self._given.items() if key not in self._read)
+        return [key for key, value in unread if value not in _EMPTY and value != self._defaults.get(key)]
 
 
 @dataclass
@@ -184,6 +209,23 @@ class Foreign:
         """Says something of keys."""
         self.notes.append(Note(kind, tuple(self.key(name) for name in names), text))
 
+    def data_set(self, given: Mapping[str, Any], **defaults: Any) -> Part:
+        """One of the data sets that the configuration lists.
+
+        Raises:
+            UserError: It is no mapping, or has a key that the tool does not know.
+        """
+        if not isinstance(given, Mapping):
+            raise self.refuse(f"a data set is {given!r}: it must be a mapping")
+        if unknown := [str(key) for key in given if key not in self.tool.of_dataset]:
+            raise self.refuse(no_such_keys(f"a data set of {self.tool.title}", unknown, self.tool.of_dataset))
+        return Part(given, **defaults)
+
+    def note_unread(self, part: Part, what: str, name: str) -> None:
+        """Names what has not been read of a part, which is known by `what` and stands under the key `name`."""
+        if unread := part.unread():
+            self.note("hand", f"{', '.join(unread)} of {what} {_is(unread)} not carried over", name)
+
     def left(self) -> Iterator[Note]:
         """What nobody has taken, by reason; what only says what holds without it is left out."""
         found: dict[tuple[Kind, str], list[str]] = {}
@@ -195,11 +237,10 @@ class Foreign:
 
     def without_effect(self) -> list[str]:
         """Keys that nobody has taken, and that say nothing or the tool's own default."""
-        empty: tuple[Any, ...] = (None, False, "", [], {})
         return [
             key
             for key, value in self.given.items()
-            if key not in self.taken and (value in empty or value == self.tool.keys.get(key))
+            if key not in self.taken and (value in _EMPTY or value == self.tool.keys.get(key))
         ]
 
 
@@ -215,12 +256,21 @@ def read(file: Path, name: str | None) -> Foreign:
     """
     given = _json(file) if file.suffix == ".json" else read_config(file)
     found = tool(name or _whose(file, given))
-    for key in given:
-        if key not in found.keys:
-            near = difflib.get_close_matches(str(key), found.keys, n=1)
-            rest = f"did you mean {near[0]}?" if near else "take it out, or name the tool with --from"
-            raise UserError(f"{file}: {found.title} has no key {key}: {rest}")
+    if unknown := [str(key) for key in given if key not in found.keys]:
+        raise UserError(f"{file}: {no_such_keys(found.title, unknown, found.keys)}, or name the tool with --from")
     return Foreign(found, {found.old.get(key, key): value for key, value in given.items()}, file)
+
+
+def no_such_keys(whose: str, unknown: Sequence[str], known: Iterable[str]) -> str:
+    """That keys are unknown, with the nearest that there are."""
+    known = list(known)
+    near = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
+    said = [f"{key} (did you mean {near[key][0]}?)" if near[key] else key for key in unknown]
+    return f"{whose} has no key {', '.join(said)}: correct it or take it out"
+
+
+def _is(those: Sequence[str]) -> str:
+    return "is" if len(those) == 1 else "are"
 
 
 def _json(file: Path) -> dict[str, Any]:

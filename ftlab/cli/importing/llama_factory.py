@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.cli.importing import adapters, training
-from ftlab.cli.importing.foreign import Foreign, asset
+from ftlab.cli.importing.foreign import Foreign, Part, asset
 
-_COLUMNS = {
-    "alpaca": {"prompt": "instruction", "query": "input", "response": "output", "history": "history"},
-    "sharegpt": {"messages": "conversations"},
-    "openai": {"messages": "messages"},
-}
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
+_MESSAGES = {"sharegpt": ("conversations", "from", "value"), "openai": ("messages", "role", "content")}
+"""The column of a conversation, and in it who speaks and what is said."""
+_TAGS = {"user_tag": ("human", "user"), "assistant_tag": ("gpt", "assistant"), "system_tag": ("system",)}
+"""Who speaks, as ftlab reads it, too."""
 
 
 def translate(foreign: Foreign) -> None:
@@ -195,26 +195,40 @@ def _source(foreign: Foreign, name: str, place: Path, described: dict[str, Any],
     if name not in described:
         foreign.note("hand", f"{name} is not in {place / 'dataset_info.json'}: give its file as data.path", "dataset")
         return {"path": name}
-    info = described[name]
-    source: dict[str, Any] = {"path": info.get("hf_hub_url") or str(place / info.get("file_name", name))}
-    if "hf_hub_url" in info and info.get("subset"):
-        source["path"] += f":{info['subset']}"
-    form, columns = info.get("formatting", "alpaca"), info.get("columns", {})
+    info = Part(described[name], split="train")
+    info.get("num_samples")  # the caller's, beside max_samples
+    hub, file, subset = info.get("hf_hub_url"), info.get("file_name", name), info.get("subset")
     if info.get("ranking"):
         raise foreign.refuse(f"{name} holds pairs of answers (ranking), which need an objective that ftlab has not")
+    how = _form(foreign, name, info, stage)
+    foreign.note_unread(info, name, "dataset")
+    return {"path": f"{hub}:{subset}" if hub and subset else hub or str(place / file), **how}
+
+
+def _form(foreign: Foreign, name: str, info: Part, stage: str) -> dict[str, Any]:
+    """How the records of a set are read."""
+    form, columns, tags = info.get("formatting", "alpaca"), info.get("columns", {}), Part(info.get("tags", {}))
     if stage == "pt":
         column = columns.get("prompt", "instruction")
-        return {**source, "format": "text", **({} if column == "text" else {"response": f"{{{column}}}"})}
-    usual = _COLUMNS.get(form, {})
-    other = {key: column for key, column in columns.items() if usual.get(key, key) != column}
-    if form == "alpaca" and other and set(columns) <= {"prompt", "query", "response"}:
-        asked = [columns.get("prompt", "instruction"), *([columns["query"]] if "query" in columns else [])]
-        answer = columns.get("response", "output")
-        return {**source, "prompt": "\n".join(f"{{{column}}}" for column in asked), "response": f"{{{answer}}}"}
-    if form == "sharegpt" and other == {"messages": "messages"}:
-        return {**source, "format": "messages"}
+        return {"format": "text", **({} if column == "text" else {"response": f"{{{column}}}"})}
+    if form == "alpaca":
+        other = [column for key, column in columns.items() if _ALPACA.get(key) != column]
+        found = {"format": "alpaca"}
+        if other and set(columns) <= {"prompt", "query", "response"}:
+            asked = [columns.get("prompt", "instruction"), *([columns["query"]] if "query" in columns else [])]
+            answer, other = columns.get("response", "output"), []
+            found = {"prompt": "\n".join(f"{{{column}}}" for column in asked), "response": f"{{{answer}}}"}
+    else:
+        column, role, content = _MESSAGES.get(form, _MESSAGES["sharegpt"])
+        said = columns.get("messages", column), tags.get("role_tag", role), tags.get("content_tag", content)
+        found = {"format": "messages" if said == _MESSAGES["openai"] else "conversations"}
+        other = [column for key, column in columns.items() if key != "messages"]
+        if said not in _MESSAGES.values():
+            other = [*said, *other]
+        for tag, names in _TAGS.items():
+            if tags.get(tag, names[0]) not in names:
+                other.append(f"{tag} {tags.get(tag)}")
     if other:
-        foreign.note(
-            "hand", f"the columns of {name} ({', '.join(other.values())}): name them by data.function", "dataset"
-        )
-    return {**source, "format": {"alpaca": "alpaca", "openai": "messages"}.get(form, "conversations")}
+        foreign.note("hand", f"{', '.join(other)} of {name}: bring its records into shape by data.function", "dataset")
+    foreign.note_unread(tags, f"the tags of {name}", "dataset")
+    return found

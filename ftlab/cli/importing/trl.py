@@ -111,14 +111,11 @@ def _sources(foreign: Foreign) -> list[dict[str, Any]]:
         return [{"path": _named(name, subset)}] if name else []
     found = []
     for each in listed:
-        for key in each:
-            if key not in foreign.tool.of_dataset:
-                raise UserError(f"{foreign.file}: a data set of TRL has no key {key}: take it out")
-        files = each.get("data_files")
-        path = files if isinstance(files, str) else each.get("path")
-        found.append({"path": _named(path, None if files else each.get("name"))})
-        if left := [key for key in ("columns", "fraction", "data_dir") if each.get(key)]:
-            foreign.note("hand", f"{', '.join(left)} of {path}: give data.sources' weight, or other files", "datasets")
+        part = foreign.data_set(each, split="train")
+        files, path, subset = part.get("data_files"), part.get("path"), part.get("name")
+        paths = [files] if isinstance(files, str) else files or [_named(path, subset)]
+        found += [{"path": one} for one in paths]
+        foreign.note_unread(part, str(paths[0]), "datasets")
     return found
 
 
