@@ -46,6 +46,13 @@ describe some; the package comes with pip install 'ftlab[harness]'"""
 
 SCORES = "With --json the scores are printed for programs"
 
+BESIDE = {
+    "fit": ("--profile", "--on", "--dry-run", "--after"),
+    "validate": ("--json",),
+    "test": ("--json", "--harness"),
+}
+"""Options that say what is done with an experiment, beside those that describe it."""
+
 _MODULES = {
     "prepare": "ftlab.cli.prepare",
     "plan": "ftlab.cli.plan",
@@ -74,16 +81,16 @@ verbs:
 {verbs}
 
 ftlab VERB --help lists the options of a verb; -v, before the verb or after it, shows the whole trace of an error."""
-_VERBOSE = ("-v", "--verbose")
+VERBOSE = ("-v", "--verbose")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense, 75
     where a signal has stopped training and the same command goes on, 130 where the user has."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    verbose = arguments[:1] != ["completion"] and any(word in _VERBOSE for word in arguments)
+    verbose = arguments[:1] != ["completion"] and any(word in VERBOSE for word in arguments)
     if verbose:
-        arguments = [word for word in arguments if word not in _VERBOSE]
+        arguments = [word for word in arguments if word not in VERBOSE]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE.format(verbs="\n".join(f"  {verb:<14}{does}" for verb, does in VERBS.items())))
         return 0 if arguments else 2

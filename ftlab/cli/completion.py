@@ -13,11 +13,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ftlab.cli
-from ftlab.cli import VERBS
+from ftlab.cli import BESIDE, VERBOSE, VERBS
 
 _DESCRIPTION = f"""{VERBS["completion"]}.
 
@@ -83,7 +83,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         option = before[-2]
     options = _options(tuple(before[:2]) if before[1:] and not before[1].startswith("-") else (verb,))
     if begun.startswith("-"):
-        found: Sequence[str] = list(options)
+        found: Collection[str] = {*options, *BESIDE.get(verb, ()), *VERBOSE}
     elif option.startswith("-") and options.get(option):
         found = options[option]
     elif len(before) == 1 and "" in options:

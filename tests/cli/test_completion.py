@@ -52,6 +52,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["sweep", "run", "--max"], ["--max-trials", "--max_trials"]),
         (["fit", "--model.method", "Q"], ["QLoRA"]),
         (["fit", "--trainer.max_s"], ["--trainer.max_steps"]),
+        (["fit", "--dry"], ["--dry-run"]),
+        (["test", "--js"], ["--json"]),
+        (["ls", "--verb"], ["--verbose"]),
         (["fit", "-c", ""], []),  # files, by the shell
         (["fly", ""], []),
     ],

@@ -14,6 +14,7 @@ _FENCED = re.compile(r"^```([\w-]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL
 _INDENTED = re.compile(r"(?:^|(?<=\n\n))((?: {4}[^\n]*\n)+)", re.MULTILINE)
 _HEREDOC = re.compile(r"<<'(\w+)'\n.*?^\1$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:ftlab|python -m ftlab|torchrun .*? -m ftlab|srun .*? python -m ftlab) +(.*)", re.DOTALL)
+_ASSIGNED = re.compile(r"^\w+=\$\((.*)\)$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def commands(page: Path) -> list[str]:
             if line.startswith(("ftlab: ", "ftlab/")):
                 continue  # what it prints, and a directory
             for part in re.split(r" \| (?:xargs -I \w+ )?| \|\| ", line.split("  #")[0]):
-                if command := _COMMAND.fullmatch(part.strip()):
+                if command := _COMMAND.fullmatch(_ASSIGNED.sub(r"\1", part.strip())):
                     found.append(command[1].strip())
     return found
 
@@ -71,6 +72,7 @@ STANDS_FOR = {
     r"\bDIR_OR_HUB_NAME\b": str(NETWORK),
     r"-c …": "-c experiments/demo_lora.yaml",
     r"-c FILE\b": "-c experiments/demo_lora.yaml",
+    r"\$run\b": "runs/demo_lora/NAME",
     r"\bSET\b": "demo",
     r"e2e_METHOD\b": "e2e_lora",
     r"\bseedN\b": "seed1",

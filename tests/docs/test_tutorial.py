@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,33 +18,37 @@ INSTALL, *STEPS = [block.text for block in blocks(PAGE) if block.language == "co
 def test_every_step_is_one_that_a_shell_reads() -> None:
     for text in STEPS:
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    verbs = {line.split()[1] for text in STEPS for line in text.splitlines() if line.startswith("ftlab ")}
-    assert verbs >= {"prepare", "fit", "test", "compare", "generate", "export"}
-    assert "pip install" in INSTALL  # which installs what these tests run
+    verbs = set(re.findall(r"(?:^|\$\()ftlab ([\w-]+)", "\n".join(STEPS), re.MULTILINE))
+    assert verbs >= {"init", "prepare", "fit", "ls", "test", "compare", "generate", "export"}
 
 
 @pytest.mark.slow
 def test_it_goes_as_the_page_says(tmp_path: Path) -> None:
+    """From a wheel, by pip alone; the versions are those of the lock."""
+    python, home = sys.executable, tmp_path / "home"
+    build = [python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("ftlab-*.whl")
+    home.mkdir()
     (tmp_path / "bin").mkdir()
-    for command, words in {"ftlab": " -m ftlab", "python": ""}.items():
-        program = tmp_path / "bin" / command
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
-        program.chmod(0o755)
-    (tmp_path / "work").mkdir()
-    environment = os.environ | {
+    (tmp_path / "bin/python3").symlink_to(python)
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment = kept | {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PIP_CONSTRAINT": str(ROOT / "constraints.txt"),
+        "FTLAB": str(wheel),
         "FTLAB_CACHE": str(tmp_path / "cache"),
     }
-    said = []
-    for text in STEPS:
-        place = tmp_path / "work"
-        done = subprocess.run(["bash", "-e"], input=text, capture_output=True, text=True, cwd=place, env=environment)
+    said, place = [], home
+    for text in (INSTALL, *STEPS):
+        script = f"[ ! -e {home}/.venv ] || . {home}/.venv/bin/activate\n{text}\npwd >{tmp_path}/place\n"
+        done = subprocess.run(["bash", "-e"], input=script, capture_output=True, text=True, cwd=place, env=environment)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        place = Path((tmp_path / "place").read_text().strip())
         said.append(done.stdout)
-    compared = next(out for text, out in zip(STEPS, said, strict=True) if "ftlab compare" in text)
+    compared = next(out for text, out in zip((INSTALL, *STEPS), said, strict=True) if "ftlab compare" in text)
     assert "is better than" in " ".join(compared.split())
     merged, adapter = said[-1].splitlines()
     assert merged == adapter
     assert " must " in merged
-    assert (tmp_path / "work/compare.html").is_file()
+    assert (home / "errands/compare.html").is_file()

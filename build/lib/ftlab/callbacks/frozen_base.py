@@ -1,0 +1,88 @@
+"""Proof that what a method leaves frozen stays as it was, to the byte: in training, and until the run is judged."""
+
+from __future__ import annotations
+
+import shutil
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ftlab.errors import UserError
+from ftlab.modules import FinetuneModule, FSDPStrategy
+from ftlab.modules.devices import gathered
+from ftlab.networks import fingerprint, frozen_tensors
+from ftlab.runs import Run
+
+
+class FrozenBase(pl.Callback):
+    """Takes the digest of every frozen parameter when training starts, and compares it when training ends.
+
+    Args:
+        run: Keeps the digest, so that a resume or a test over another base is refused. Digests are compared on the same
+            kind of device only: quantisation may round otherwise on another.
+    """
+
+    def __init__(self, run: Run | None = None) -> None:
+        self.run = run
+        self.digest = ""
+        self._whole = ""  # of a network in shards, before it was: `digest` is then of this process's
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):
+            trainer.strategy.before_sharding.append(lambda: self._note_whole(pl_module))
+
+    def _note_whole(self, module: pl.LightningModule) -> None:
+        self._whole = self._digest(module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.digest = self._digest(pl_module)
+        if len(set(gathered(self._whole or self.digest))) > 1:
+            raise UserError(
+                "the processes of this run have opened different weights under model.network.path: have all nodes read "
+                "the same files"
+            )
+        self._compare_with_run(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if all(gathered(self._digest(pl_module) == self.digest)):
+            return
+        if self.run and trainer.is_global_zero:  # nobody should go on from them, or judge them
+            shutil.rmtree(self.run.checkpoints.directory, ignore_errors=True)
+        raise UserError(
+            "the frozen base has changed in training: the method writes to weights that it does not train; the "
+            "checkpoints, which do not hold these, are deleted"
+        )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._compare_with_run(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compare_with_run(trainer, pl_module)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._compare_with_run(trainer, pl_module)
+
+    def _digest(self, module: pl.LightningModule) -> str:
+        assert isinstance(module, FinetuneModule)
+        trained = module.trained_names()
+        if module.sharded:
+            tensors = module.sharded.parts({name.removeprefix("network.") for name in trained})
+        else:
+            tensors = frozen_tensors(module, trained)
+        return f"{module.trainer.strategy.root_device.type} {fingerprint(tensors)}"
+
+    def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.run is None:
+            return
+        here = self._whole or self.digest or self._digest(pl_module)
+        there = self.run.record().get("frozen_base")
+        assert isinstance(pl_module, FinetuneModule)
+        if there is None or (there != here and pl_module.forced):
+            if trainer.is_global_zero:
+                self.run.note(frozen_base=here)
+        elif there != here and there.split()[0] == here.split()[0]:
+            raise UserError(
+                f"the frozen base is not the one that {self.run.directory} began with: the weights under "
+                "model.network.path have changed since; put them back, or start another run (--run.name)"
+            )

@@ -1,0 +1,23 @@
+"""What tables are printed on: with NO_COLOR it knows no codes at all, where rich leaves out colours alone."""
+
+from __future__ import annotations
+
+import os
+from typing import IO, Literal
+
+from rich.console import Console
+
+
+def colors() -> Literal["auto"] | None:
+    """How a console of rich finds out which colours there are; None where the user wants none (https://no-color.org)."""
+    return None if os.environ.get("NO_COLOR") else "auto"
+
+
+def new_console(file: IO[str] | None = None, width: int | None = None) -> Console:
+    """A console.
+
+    Args:
+        file: Where it prints; by default standard output.
+        width: In columns; by default the terminal's.
+    """
+    return Console(file=file, width=width, color_system=colors())

@@ -1,0 +1,80 @@
+"""A checkpoint in as many files as processes: each writes its part of the tensors, and the first all else.
+
+The first's file is as that of any checkpoint without its tensors, and says which parts belong to it. Put together, they
+are what one process would have written, so that any number of processes goes on from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftlab.runs import CheckpointFiles
+
+PARTED = ("state_dict", "optimizer_states")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a checkpoint.
+
+    Args:
+        kind: last or best.
+        step: Optimiser steps that it has seen.
+        of: How many there are.
+    """
+
+    kind: str
+    step: int
+    of: int
+
+
+def divide(checkpoint: dict[str, Any], parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the first process writes of a checkpoint, and the part with this process's tensors."""
+    own = {name: checkpoint[name] for name in PARTED if name in checkpoint}
+    rest = {name: value for name, value in checkpoint.items() if name not in own}
+    return rest | {"parts": asdict(parts)}, own
+
+
+def read(path: Path, own: tuple[int, int] | None = None, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint, whole, whether it is in parts or not. Tensors and plain values only: nothing in it is run.
+
+    Args:
+        path: Of its first file, or a link to that.
+        own: This process's number, and how many there are: of as many parts the optimiser's state is left in its own,
+            under `own_state`, as the whole takes the room of all.
+        map_location: Where the tensors go.
+
+    Raises:
+        UserError: A part is not there.
+    """
+    mapped = own is not None  # what is not touched is not read into a process's memory
+    checkpoint = torch.load(path, map_location=map_location, mmap=mapped, weights_only=True)
+    said = checkpoint.pop("parts", None)
+    if said is None:
+        return checkpoint
+    files = CheckpointFiles(path.resolve().parent).parts(**said)
+    parts = [torch.load(file, map_location=map_location, mmap=True, weights_only=True) for file in files]
+    checkpoint["state_dict"] = joined([part["state_dict"] for part in parts])
+    if own and own[1] == said["of"]:
+        checkpoint["optimizer_states"] = parts[own[0]]["optimizer_states"]
+        checkpoint["own_state"] = True
+    else:
+        checkpoint["optimizer_states"] = joined([part["optimizer_states"] for part in parts])
+    return checkpoint
+
+
+def joined(parts: list[Any]) -> Any:
+    """Nested values of which tensors are cut by rows, put together; of all else every part has the same."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts) if first.ndim else first
+    if isinstance(first, dict):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, list) and len(first) and isinstance(first[0], dict):
+        return [joined([part[number] for part in parts]) for number in range(len(first))]
+    return first

@@ -1,0 +1,134 @@
+"""How far a long work is, its rate and the time that is left: on standard error, where that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import ClassVar
+
+from rich.filesize import decimal
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from ftlab.console import new_console
+
+_SOON = 1.0
+"""Seconds of a work in which nothing is drawn."""
+_AGAIN = 0.1
+"""Seconds between two drawings."""
+
+
+class Progress:
+    """A bar that is drawn from the second second on and gone at the end; of a work within another nothing is drawn.
+
+    Args:
+        what: Is done, such as "preparing reviews".
+        unit: What is counted; "bytes" are shown as kB, MB and GB.
+        total: How many there will be; None while nobody knows.
+        done: How many were there before: the rate is that of the others.
+        forks: Whether processes are forked meanwhile. No thread draws then, and the bar moves with `advance` alone.
+        shown: False where results are printed on the same terminal meanwhile.
+    """
+
+    _open: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        what: str,
+        unit: str,
+        total: float | None = None,
+        done: int = 0,
+        forks: bool = False,
+        shown: bool = True,
+    ) -> None:
+        console = new_console(sys.stderr)  # the stream of now: others may put another in its place for a while
+        self._shown = shown and sys.stderr.isatty() and console.is_interactive and not Progress._open
+        self._bar = Bar(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            _Count(unit, done),
+            console=console,
+            transient=True,
+            auto_refresh=not forks,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done)
+        self._forks, self._begun, self._drawn = forks, time.monotonic(), 0.0
+        self._timer = threading.Timer(_SOON, self._bar.start)
+
+    def __enter__(self) -> Progress:
+        if self._shown:
+            Progress._open = True
+            if not self._forks:
+                self._timer.daemon = True
+                self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._shown:
+            return
+        Progress._open = False
+        if not self._forks:
+            self._timer.cancel()
+            self._timer.join()
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def say(self, what: str) -> None:
+        """What is done from now on."""
+        if self._shown:
+            self._bar.update(self._task, description=what)
+
+    def expect(self, total: float | None) -> None:
+        """How many there will be, as far as is known by now."""
+        if self._shown:
+            self._bar.tasks[0].total = total  # `update` takes no None
+
+    def advance(self, more: float = 1) -> None:
+        """So many more are done."""
+        if not self._shown:
+            return
+        self._bar.update(self._task, advance=more, at=time.monotonic())
+        if self._forks and time.monotonic() - max(self._begun + _SOON - _AGAIN, self._drawn) >= _AGAIN:
+            self._bar.start()
+            self._bar.refresh()
+            self._drawn = time.monotonic()
+
+
+class _Count(ProgressColumn):
+    """How many of how many, how many a second since the beginning, and the time that the others take at that rate."""
+
+    def __init__(self, unit: str, before: float) -> None:
+        super().__init__()
+        self._unit, self._before = unit, before
+
+    def render(self, task: Task) -> Text:
+        of = "" if task.total is None else f"/{self._amount(task.total)}"
+        said = f"{self._amount(task.completed)}{of}" + ("" if self._unit == "bytes" else f" {self._unit}")
+        done, at = task.completed - self._before, task.fields.get("at")
+        if not done or at is None or task.start_time is None:
+            return Text(said)
+        rate = done / max(at - task.start_time, 1e-9)
+        said += f"  {self._rate(rate)}/s"
+        if task.total is not None:
+            # from the last one that was done: between two that take long the time runs down
+            left = (task.total - task.completed) / rate - (time.monotonic() - at)
+            said += f"  {_clock(max(0.0, left))} left"
+        return Text(said)
+
+    def _amount(self, number: float) -> str:
+        return decimal(int(number)) if self._unit == "bytes" else f"{number:,.0f}"
+
+    def _rate(self, number: float) -> str:
+        if self._unit == "bytes":
+            return decimal(int(number))
+        return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,1 @@
+"""What people read: what became of a dataset (`data_card`)."""
