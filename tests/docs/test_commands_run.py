@@ -93,6 +93,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dialogsum/train": rows[:60],
         "dialogsum/dev": rows[60:],
         "prompts": [{"prompt": row["dialogue"]} for row in rows[:3]],
+        "pairs/train": [{"prompt": row["dialogue"], "completion": row["summary"]} for row in rows],
     }
     for file, written in shapes.items():
         path = place / f"{file}.jsonl"
@@ -124,9 +125,8 @@ def test_commands_do_what_they_say(page: Path, world: Path, tmp_path: Path) -> N
     shutil.copytree(world, place, symlinks=True)
     for file, text in named_files(page).items():
         (place / file).parent.mkdir(parents=True, exist_ok=True)
-        (place / file).write_text(
-            text.replace("$NETWORK", str(NETWORK)).replace("dataset_name: json", "dataset_name: prompts.jsonl")
-        )
+        text = text.replace("$NETWORK", str(NETWORK)).replace("dataset_name: json", "dataset_name: pairs")
+        (place / file).write_text(text)
         if "sweeps/" in file:
             small(place / file)
     wrong, lines = {}, [""]
