@@ -13,6 +13,10 @@ from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
 from ftlab.runs import Run
 
+_OTHER_WEIGHTS = (
+    "the weights under model.network.path have changed since; put them back, or start another run (--run.name)"
+)
+
 
 class FrozenBase(pl.Callback):
     """Takes the digest of every frozen parameter when training starts, and compares it when training ends.
@@ -82,7 +86,14 @@ class FrozenBase(pl.Callback):
             if trainer.is_global_zero:
                 self.run.note(frozen_base=here)
         elif there != here and there.split()[0] == here.split()[0]:
-            raise UserError(
-                f"the frozen base is not the one that {self.run.directory} began with: the weights under "
-                "model.network.path have changed since; put them back, or start another run (--run.name)"
-            )
+            why = self._other_rounding() if pl_module.method.rewrites_base else _OTHER_WEIGHTS
+            raise UserError(f"the frozen base is not the one that {self.run.directory} began with: {why}")
+
+    def _other_rounding(self) -> str:
+        assert self.run is not None
+        threads = self.run.record().get("environment", {}).get("OMP_NUM_THREADS")
+        return (
+            "the method's start takes a part out of it, with other rounding on another machine or with another number of "
+            f"threads (OMP_NUM_THREADS was {threads or 'not set'} there); give this command as and where the run was "
+            "trained, or look at what ftlab export writes, which is of the original base"
+        )

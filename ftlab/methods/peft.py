@@ -46,6 +46,7 @@ class Peft(Method):
         self.bases = bases_of(config)
         if quantization:
             self._quantise(quantization)
+        self.rewrites_base = starts.rewrites_the_base(config)
         self.needs_batches = starts.needs_batches(config)
         self.identity_at_start = starts_as_the_base(config)
         self._base: Base | None = None
@@ -86,7 +87,7 @@ class Peft(Method):
             raise UserError(
                 f"method: {type(config).__name__} cannot adapt {type(network).__name__} ({one_line(error)}){hint}"
             ) from error
-        if starts.rewrites_the_base(config):
+        if self.rewrites_base:
             self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
         return adapted
 

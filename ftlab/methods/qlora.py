@@ -57,6 +57,7 @@ class QLoRA(LoRA):
         if self._from_rounding:
             self.bases = FOUR_BITS
         self._quantise(Quantization(kind, double, compute_dtype))
+        self.rewrites_base = self.rewrites_base or self._from_rounding
         self.identity_at_start = not self._from_rounding
 
     @property

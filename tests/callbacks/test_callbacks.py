@@ -207,6 +207,16 @@ class TestFrozenBase:
         with pytest.raises(UserError, match="not the one that"):
             make_trainer(callbacks=[FrozenBase(run)]).test(other, make_data(), verbose=False)
 
+    def test_a_base_that_a_start_has_rewritten_depends_on_the_threads(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make
+    ) -> None:
+        make_trainer(max_steps=1, callbacks=[FrozenBase(run)]).fit(make_module(LoRA(r=1, init="pissa")), make_data())
+        run.note(frozen_base="cpu 0123456789abcdef")  # as it would be with other rounding
+        with pytest.raises(UserError, match=r"start takes a part out of it.*OMP_NUM_THREADS was"):
+            make_trainer(callbacks=[FrozenBase(run)]).test(
+                make_module(LoRA(r=1, init="pissa")), make_data(), verbose=False
+            )
+
     def test_what_is_trained_may_change(self, make_module: Make, make_data: Make, make_trainer: Make) -> None:
         make_trainer(max_steps=2, callbacks=[FrozenBase()]).fit(make_module(Full(["*norm*"])), make_data())
 

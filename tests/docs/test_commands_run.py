@@ -6,6 +6,7 @@ understood is in test_commands.py. Networks and data of the hub are the small on
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -26,19 +27,20 @@ NOT_HERE = {
     r"--trainer\.devices 8": "eight devices",
     r"--harness": "lm-evaluation-harness, a package apart: tests/evaluation",
     r"data/SET\.yaml": "the real data sets, each with a page of results",
+    r"wikitext2": "a set of the hub",
 }
 PAGES_RUN = [page for page in PAGES if commands(page) and page.name != "tutorial.md"]
 SHORT = "--trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
-"""Of every `fit` that does not go on with a run."""
+"""Of every `fit` that does not go on with a run. Where the page gives the run no name, it lies apart: what a page
+compares are the runs that it takes for granted."""
 RUNS = {
     "demo_lora": ("demo_lora/NAME", "demo/a1b2c3d4", "e2e/a1b2c3d4", "e2e/b2c3d4e5", "my_lora/RUN"),
     "demo_full": ("demo_full/one", "my_full/one"),
     "demo_qlora": ("demo_qlora/one",),
-    "e2e_lora": ("e2e_lora/1f2e3d4c",),
+    "e2e_lora": ("e2e_lora/1f2e3d4c", "e2e_lora/seed1"),
 }
 """Runs that pages take for granted, by the experiment of each."""
-ANSWERS = {"rm": "y\n", "generate": "Who cleans the rope?\n"}
-"""What is typed."""
+TYPED = {"generate": "Who cleans the rope?\n"}
 
 
 def run(place: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +50,7 @@ def run(place: Path, command: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "ftlab", *words],
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", "FTLAB_CACHE": str(place / "cache")},
-        input=ANSWERS.get(words[0], ""),
+        input=TYPED.get(words[0], ""),
         capture_output=True,
         text=True,
     )
@@ -64,10 +66,15 @@ def must_run(place: Path, command: str) -> str:
 
 
 def small(path: Path) -> None:
-    """Has a sweep try two trials of two steps."""
+    """Has a sweep try two trials of two steps, and a study every method at two rates with one seed."""
     sweep = yaml.safe_load(path.read_text())
-    steps = {"trainer.max_steps": {"value": 2}, "trainer.val_check_interval": {"value": 2}}
-    path.write_text(yaml.safe_dump(sweep | {"parameters": sweep["parameters"] | steps, "run_cap": 2}))
+    tried = sweep["parameters"]
+    tried |= {"trainer.max_steps": {"value": 2}, "trainer.val_check_interval": {"value": 2}}
+    if "config" in tried:
+        tried |= {"seed_everything": {"value": 1}, "model.optimizer.lr": {"values": [0.001, 0.01]}}
+        path.write_text(yaml.safe_dump(sweep))
+    else:
+        path.write_text(yaml.safe_dump(sweep | {"run_cap": 2}))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.loads(line) for line in lines]
     shapes = {
         "my_data/train": rows,
-        "reviews": [{"review": row["dialogue"], "summary": row["summary"]} for row in rows],
         "data/e2e/train": [{"mr": row["dialogue"][:60], "ref": row["summary"]} for row in rows[:60]],
         "data/e2e/dev": [{"mr": row["dialogue"][-60:], "ref": row["summary"]} for row in rows[60:]],
         "dialogsum/train": rows[:60],
@@ -99,8 +105,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = place / f"{file}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    with (place / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("review", "summary"), *((row["dialogue"], row["summary"]) for row in rows)])
     data = place / "experiments/data/dialogsum.yaml"
-    data.write_text(data.read_text().replace("knkarthick/dialogsum", "dialogsum"))
+    text = data.read_text().replace("knkarthick/dialogsum", "dialogsum")
+    data.write_text(text.replace("max_length: 1024", "max_length: 512"))  # the small network's context
     for experiment, names in RUNS.items():
         for named in names:
             parent, own = named.split("/")
@@ -115,8 +124,8 @@ def prepared(command: str) -> str:
     command = re.sub(r"\$DATA", "data/e2e", command)
     command = re.sub(r"(?<==)(?:DIR|somewhere)\b", "exports/long", filled_in(command))
     if command.startswith("fit ") and " -c runs/" not in command and "help" not in command:
-        command = f"{command} {SHORT}"
-    return command
+        command = f"{command} {SHORT}" + ("" if "--run.name" in command else " --run.root made")
+    return f"{command} --yes" if command.startswith("rm ") else command
 
 
 @pytest.mark.parametrize("page", PAGES_RUN, ids=name)
