@@ -131,6 +131,18 @@ def test_scores_of_before_the_end_of_training_are_refused() -> None:
     assert f"{path} is older than the end of training: the run has been trained on since" in refused("runs/x")
 
 
+def test_losses_of_before_the_end_of_training_are_refused_though_another_run_has_kept_none() -> None:
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        write_run(Path(f"runs/x/{name}"), [1, 2], rate=rate)
+    Run(Path("runs/x/b")).write_predictions("test_losses", [{"record": "1", "loss": 2.4, "tokens": 2}])
+    assert compared("runs/x", metric="loss").records is None
+    path = Path("runs/x/b/predictions/test_losses.jsonl")
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    assert f"{path} is older than the end of training: the run has been trained on since" in refused(
+        "runs/x", metric="loss"
+    )
+
+
 def test_what_a_reader_should_know_is_noted() -> None:
     made = {"hardware": {"cpu": "x"}, "versions": {"torch": "2.13", "peft": "1"}, "ftlab": {"commit": "c1"}}
     write_run(Path("runs/x/a"), [1, 2, 3], record=made)

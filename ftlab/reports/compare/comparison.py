@@ -17,16 +17,16 @@ from ftlab.evaluation.sums import score_of_sums
 from ftlab.progress import Progress
 from ftlab.reports.compare.caveats import caveats
 from ftlab.reports.compare.costs import Cost, costs, equal
-from ftlab.reports.compare.forgetting import forgetting, name_of_set
+from ftlab.reports.compare.forgetting import forgetting
 from ftlab.reports.compare.groups import Group, JudgedRun, into_groups
 from ftlab.reports.compare.judged import (
-    Metric,
     find_metric,
     judged,
     refuse_others,
     refuse_unequal_tuning,
     refuse_unfinished,
 )
+from ftlab.reports.compare.metric import Metric, name_of_set
 from ftlab.reports.compare.origin import origin
 
 

@@ -14,7 +14,8 @@ from ftlab.pages import filled
 from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
-from ftlab.reports.compare.judged import Metric, answers
+from ftlab.reports.compare.judged import answers
+from ftlab.reports.compare.metric import Metric
 from ftlab.reports.compare.series import LOSSES, bands
 from ftlab.reports.compare.tables import Table, sentences, tables
 
