@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,19 @@ def test_a_run_that_has_no_such_set_has_none() -> None:
     found = compared()
     assert [dict(row.forgetting) for row in found.rows] == [{"forgetting k": 0.25}, {}]
     assert not any("retention" in note or "forgetting" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("change", "said"), [(None, "none"), (math.nan, "nan"), (math.inf, "inf")])
+def test_where_one_of_several_seeds_has_none_it_is_said(change: float | None, said: str) -> None:
+    write("a", [0.25])
+    write("b", [0.5, 0.6 if change is None else change])
+    if change is None:
+        path = Path("runs/b/1/scores.json")
+        path.write_text(path.read_text().replace("retention_k", "retention_other"))
+    found = compared()
+    assert f"forgetting k of b is left out: runs/b/1 has {said}" in found.notes
+    assert dict(found.rows[1].forgetting) == {}
+    assert found.rows[0].forgetting["forgetting k"] == 0.25
 
 
 @pytest.mark.parametrize(

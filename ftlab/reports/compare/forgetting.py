@@ -35,6 +35,7 @@ def forgetting(groups: Sequence[Group], confidence: float) -> tuple[list[Mapping
     keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.scores if CHANGE.fullmatch(key))
     for key in keys:
         name = name_of_set(key)
+        notes += lacking(key, groups)
         having = [group for group in groups if all(math.isfinite(run.scores.get(key, math.nan)) for run in group.runs)]
         if apart := other_documents(name, having):
             notes.append(f"forgetting {name} is left out: {apart}")
@@ -44,6 +45,17 @@ def forgetting(groups: Sequence[Group], confidence: float) -> tuple[list[Mapping
             if group in having:
                 told[f"forgetting {name}"] = statistics.estimate(changes(key, group), confidence)
     return [*found], notes
+
+
+def lacking(key: str, groups: Sequence[Group]) -> list[str]:
+    """A sentence for each group of which a run has the set, but not all runs have a number of it."""
+    said = []
+    for group in groups:
+        without = [run for run in group.runs if not math.isfinite(run.scores.get(key, math.nan))]
+        if without and any(key in run.scores for run in group.runs):
+            run, what = without[0], without[0].scores.get(key, "none")
+            said.append(f"forgetting {name_of_set(key)} of {group.name} is left out: {run} has {what}")
+    return said
 
 
 def changes(key: str, group: Group) -> Sample:
