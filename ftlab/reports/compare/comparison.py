@@ -26,7 +26,7 @@ from ftlab.reports.compare.judged import (
     refuse_unequal_tuning,
     refuse_unfinished,
 )
-from ftlab.reports.compare.metric import Metric, name_of_set
+from ftlab.reports.compare.metric import Metric, command, name_of_set
 from ftlab.reports.compare.origin import origin
 
 
@@ -263,6 +263,7 @@ def _with_scores(groups: list[Group], options: Options, notes: list[str]) -> lis
     if not options.skip_unscored:
         return groups
     prefix = _prefix(options)
+    what = prefix if name_of_set(prefix) else f"{prefix}… scores"
     left: list[str] = []
     kept = []
     for group in groups:
@@ -271,11 +272,9 @@ def _with_scores(groups: list[Group], options: Options, notes: list[str]) -> lis
         if scored:
             kept.append(dataclasses.replace(group, runs=scored))
     if not kept:
-        raise UserError(
-            f"no run has {prefix}… scores: ftlab test -c {groups[0].first.run.config} makes them of the first"
-        )
+        raise UserError(f"no run has {what}: {command(groups[0].first, prefix)} makes those of the first")
     if left:
-        notes.append(f"left out, as they have no {prefix}… scores: {', '.join(left)}")
+        notes.append(f"left out, as they have no {what}: {', '.join(left)}")
     return kept
 
 

@@ -40,7 +40,7 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
     for run in runs:
         if of_test and not any(key.startswith("test_") for key in run.scores):
             raise UserError(
-                f"{run} has no test scores: ftlab test -c {run.run.config} makes them; --skip-unscored leaves such "
+                f"{run} has no test scores: {command(run, 'test_')} makes them; --skip-unscored leaves such "
                 "runs out, and a metric such as val_loss compares on validation records"
             )
     prefix, _, bare = (name or _default(runs)).partition("_")
