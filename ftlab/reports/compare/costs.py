@@ -103,7 +103,7 @@ def _cost(group: Group, curves: Sequence[Curve], price: float | None, quality: f
         share=mean("trainable_parameters") / mean("parameters"),
         bytes=mean("model_bytes"),
         peak_memory=mean("peak_memory_bytes"),
-        steps=_mean_of_all(each[-1].get("step") if each else None for each in curves) if trained else 0.0,
+        steps=_mean_of_all(_steps(run, rows) for run, rows in zip(group.runs, curves, strict=True)) if trained else 0.0,
         supervised_tokens=mean("supervised_tokens"),
         total_tokens=mean("total_tokens"),
         tokens_per_second=mean("total_tokens") / mean("training_seconds") if trained else None,
@@ -115,6 +115,18 @@ def _cost(group: Group, curves: Sequence[Curve], price: float | None, quality: f
         reached=len(reached),
         gap=_mean_of_all(gap(each) for each in curves),
     )
+
+
+def _steps(run: JudgedRun, rows: Curve) -> float | None:
+    """That were taken; at least those of the last row, where nothing else tells."""
+    taken = steps_taken(run)
+    return taken if taken is not None else rows[-1].get("step") if rows else None
+
+
+def steps_taken(run: JudgedRun) -> int | None:
+    """Optimiser steps, as the run says, or its last checkpoint; None where neither is there."""
+    taken = run.record.get("steps_taken")
+    return step_of(run.run.last.resolve()) if taken is None and run.run.last.is_file() else taken
 
 
 def _mean_of_all(values: Iterable[float | None]) -> float | None:
@@ -163,7 +175,7 @@ def curve(run: JudgedRun) -> Curve:
 
 def _refuse_cut_short(run: JudgedRun, rows: Curve) -> None:
     """Of a file that ends between two lines nothing else shows it. A row is written every so many steps."""
-    taken = run.record.get("steps_taken") or (step_of(run.run.last.resolve()) if run.run.last.is_file() else 0)
+    taken = steps_taken(run) or 0
     every = run.config.get("trainer.log_every_n_steps") or _EVERY
     last = rows[-1].get("step", 0) if rows else 0
     if taken >= every and last <= taken - every:
