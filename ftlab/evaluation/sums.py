@@ -14,11 +14,10 @@ from typing import Any
 import numpy
 
 from ftlab.evaluation.resampling import Array, Score
+from ftlab.evaluation.score_names import LOSSES
 
 Row = Mapping[str, Any]
 """A line of predictions: `references`, `prediction`, `scores`; or of losses: `loss`, in nats, and `tokens`."""
-LOSSES = ("loss", "perplexity")
-"""Of which the model's own probabilities tell, not its answers."""
 
 
 def sums(metric: str, rows: Sequence[Row]) -> Array:

@@ -12,7 +12,8 @@ import numpy
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import Array
-from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
+from ftlab.evaluation.score_names import rank
+from ftlab.evaluation.sums import score_of_sums, sums
 from ftlab.progress import Progress
 from ftlab.reports.compare.forgetting import changes, other_documents
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
@@ -62,7 +63,7 @@ def _default(runs: Sequence[JudgedRun]) -> str:
     shared = [key for key in runs[0].scores if key.startswith("test_") and all(key in run.scores for run in runs)]
     if not shared:
         raise UserError(f"{runs[0]} and the other runs have no test score in common: score all by the same metrics")
-    return min(shared, key=lambda key: (key != "test_rougeL", key.removeprefix("test_") in LOSSES))
+    return min(shared, key=rank)
 
 
 def refuse_unfinished(run: JudgedRun) -> None:

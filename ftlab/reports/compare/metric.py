@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftlab.errors import UserError
-from ftlab.evaluation.sums import LOSSES
+from ftlab.evaluation.score_names import LOSSES
 from ftlab.reports.compare.groups import JudgedRun
 
 PREFIXES = {"test": "test", "val": "validation"}
