@@ -11,23 +11,20 @@ import numpy
 from markupsafe import Markup
 
 from ftlab.pages import filled
-from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
+from ftlab.reports.compare.charts import SERIES, Chart, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.judged import answers
 from ftlab.reports.compare.metric import Metric
-from ftlab.reports.compare.series import LOSSES, bands
+from ftlab.reports.compare.series import COSTS, LOSSES, bands, points
 from ftlab.reports.compare.tables import Table, sentences, tables
 
 MOST_RECORDS = 2000
 """That a page holds: of more, those on which methods differ the most."""
 
 _TEMPLATE = Path(__file__).parent / "page.html.j2"
-_COSTS = {
-    "peak_memory": ("peak memory, GB", 1e9),
-    "training_seconds": ("training, s", 1.0),
-    "bytes": ("on disk, MB", 1e6),
-}
+_SHOWN = ("memory", "time", "size")
+"""Of COSTS."""
 
 
 def page(
@@ -74,21 +71,14 @@ def _in_a_script(value: Any) -> str:
 
 
 def _costs(comparison: Comparison) -> Iterator[Chart]:
-    for name, (label, unit) in _COSTS.items():
-        costs = [getattr(row.cost, name) for row in comparison.rows]
-        if any(cost is None for cost in costs):
-            continue
-        points = [
-            Point(row.name, cost / unit, row.score.value, row.score.widest)
-            for row, cost in zip(comparison.rows, costs, strict=True)
-        ]
-        yield against(name, points, label, comparison.metric, comparison.lower_is_better)
+    for name in _SHOWN:
+        if found := points(comparison, name):
+            yield against(name, found, COSTS[name][0], comparison.metric, comparison.lower_is_better)
 
 
 def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
     for name, label in LOSSES.items():
-        found = [band for band in bands(groups, name) if len(band.steps) > 1]
-        if found:
+        if found := bands(groups, name):
             yield curves(name, found, label)
 
 
