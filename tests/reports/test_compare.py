@@ -86,7 +86,10 @@ def test_methods_are_named_by_what_tells_them_apart() -> None:
     ("words", "said"),
     [
         (["a=runs/x", "runs/y"], "a would be the name of two methods, as runs/x/s1 and runs/x/t1 differ in"),
-        (["a=runs/x/s1", "b=runs/x/s2", "runs/y"], "differ in their seeds alone, but are named"),
+        (
+            ["a=runs/x/s1", "b=runs/x/s2", "runs/y"],
+            "runs/x/s1 and runs/x/s2 differ in their seeds alone, but are named a and b: ",
+        ),
         (["a=runs/x/s1", "b=runs/x/s1"], "runs/x/s1 is named twice, a and b"),
         (["runs/x/s*", "runs/x/copy"], "are one run made twice (seed 1, the same configuration)"),
     ],

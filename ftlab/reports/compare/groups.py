@@ -91,14 +91,12 @@ class Group:
         runs: At least one.
         tuned: Values that were chosen among several.
         tried: How many there were to choose among.
-        left: Runs of the values that were not chosen.
     """
 
     name: str
     runs: tuple[JudgedRun, ...]
     tuned: Mapping[str, Any] = field(default_factory=dict)
     tried: int = 1
-    left: tuple[JudgedRun, ...] = ()
 
     @property
     def first(self) -> JudgedRun:
@@ -218,9 +216,9 @@ def _refuse_repeated(group: Sequence[JudgedRun], keys: Sequence[str]) -> None:
 
 
 def _given(group: Sequence[JudgedRun]) -> str | None:
-    names = {run.given for run in group}
+    names = dict.fromkeys(run.given for run in group)
     if len(names) > 1:
-        one, other = (next(run for run in group if run.given == name) for name in list(names)[:2])
+        one, other = (next(run for run in group if run.given == name) for name in [*names][:2])
         raise UserError(
             f"{one} and {other} differ in their seeds alone, but are named {one.given or 'nothing'} and "
             f"{other.given or 'nothing'}: give them one name"
@@ -272,9 +270,8 @@ def _chosen(name: str, runs: Sequence[JudgedRun], keys: Sequence[str]) -> Group:
     best = min(losses, key=losses.__getitem__)
     if losses[best] == math.inf:
         raise UserError(f"{name}: training has diverged with every value of {', '.join(keys)}: try others")
-    left = tuple(run for value, each in values.items() if value != best for run in each)
     tuned = {key: values[best][0].config.get(key) for key in keys}
-    return Group(name, tuple(values[best]), tuned, len(values), left)
+    return Group(name, tuple(values[best]), tuned, len(values))
 
 
 def _mean_loss(runs: Sequence[JudgedRun]) -> float:
