@@ -17,7 +17,7 @@ from written_runs import COST, CURVES, write_method, write_run
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Group, Options, compare, find_runs, into_groups
 from ftlab.reports.compare.comparison import in_words
-from ftlab.reports.compare.costs import seconds_to
+from ftlab.reports.compare.curves import seconds_to
 from ftlab.reports.compare.series import bands
 from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
 from ftlab.runs import Run

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.errors import UserError
+from ftlab.reports.compare.curves import Curve, read
 from ftlab.runs import Run, identity
+from ftlab.runs.checkpoint_files import step_of
 from ftlab.runs.files import read_json
 from ftlab.runs.finding import directories
 from ftlab.runs.identity import flat
@@ -50,6 +52,21 @@ class JudgedRun:
     def scores(self) -> dict[str, float]:
         """Names to numbers."""
         return read_json(self.run.scores)
+
+    @cached_property
+    def steps_taken(self) -> int | None:
+        """Optimiser steps, as the run says, or its last checkpoint; None where neither is there."""
+        taken = self.record.get("steps_taken")
+        return step_of(self.run.last.resolve()) if taken is None and self.run.last.is_file() else taken
+
+    @cached_property
+    def curve(self) -> Curve:
+        """The rows of metrics.csv; none where nothing was logged.
+
+        Raises:
+            UserError: The file is damaged, or ends before training did.
+        """
+        return read(self.run.metrics, self.steps_taken or 0, self.config.get("trainer.log_every_n_steps"))
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:

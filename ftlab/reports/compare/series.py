@@ -9,7 +9,6 @@ import numpy
 
 from ftlab.evaluation.statistics import Array, Interval
 from ftlab.reports.compare.comparison import Comparison, Row
-from ftlab.reports.compare.costs import curve
 from ftlab.reports.compare.groups import Group
 
 LOSSES = {"train_loss": "training loss", "val_loss": "validation loss"}
@@ -77,7 +76,7 @@ def bands(groups: Sequence[Group], name: str) -> list[Band]:
     """
     found = []
     for number, group in enumerate(groups):
-        runs = [{row["step"]: row[name] for row in curve(run) if name in row} for run in group.runs]
+        runs = [{row["step"]: row[name] for row in run.curve if name in row} for run in group.runs]
         steps = sorted(set.intersection(*(set(run) for run in runs)))
         if group.trained and len(steps) > 1:
             values = numpy.array([[run[step] for step in steps] for run in runs])
