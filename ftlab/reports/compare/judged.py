@@ -17,7 +17,7 @@ from ftlab.evaluation.sums import score_of_sums, sums
 from ftlab.progress import Progress
 from ftlab.reports.compare.forgetting import changes, other_documents
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
-from ftlab.reports.compare.metric import PREFIXES, Metric, command, name_of_set, refuse_older
+from ftlab.reports.compare.metric import Metric, command, name_of_set, refuse_older
 
 ALLOWED = ("data", "network", "decoding", "tuning")
 _MOST = 3
@@ -37,16 +37,14 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
             f"methods are not compared by {asked}, of which ftlab does not know whether more is better: give a score "
             "of test or validation records, or retention_NAME_loss_change"
         )
-    of_test = not asked.startswith("val_") and not name_of_set(asked)
-    for run in runs:
-        if of_test and not any(key.startswith("test_") for key in run.scores):
-            raise UserError(
-                f"{run} has no test scores: {command(run, 'test_')} makes them; --skip-unscored leaves such "
-                "runs out, and a metric such as val_loss compares on validation records"
-            )
-    prefix, _, bare = (name or _default(runs)).partition("_")
-    whole = bare and (prefix in PREFIXES or name_of_set(asked))
-    metric = Metric(prefix, bare) if whole else Metric("test", f"{prefix}_{bare}".rstrip("_"))
+    if Metric.of_key(asked).prefix == "test":
+        for run in runs:
+            if not any(key.startswith("test_") for key in run.scores):
+                raise UserError(
+                    f"{run} has no test scores: {command(run, 'test_')} makes them; --skip-unscored leaves such "
+                    "runs out, and a metric such as val_loss compares on validation records"
+                )
+    metric = Metric.of_key(name or _default(runs))
     known = {key for run in runs for key in run.scores}
     if metric.key not in known:
         raise UserError(f"no run has {metric.key}: there are {', '.join(sorted(known))}")

@@ -29,10 +29,21 @@ class Metric:
     prefix: str
     name: str
 
+    @classmethod
+    def of_key(cls, key: str) -> Metric:
+        """Of that name in scores.json; one without a prefix that is known is of test records."""
+        prefix, _, name = key.partition("_")
+        return cls(prefix, name) if name and (prefix in PREFIXES or name_of_set(key)) else cls("test", key)
+
     @property
     def key(self) -> str:
         """In scores.json."""
         return f"{self.prefix}_{self.name}"
+
+    @property
+    def beginning(self) -> str:
+        """Of the names of scores that a run which was judged likewise has."""
+        return self.key if self.of_retention else f"{self.prefix}_"
 
     @property
     def split(self) -> str:

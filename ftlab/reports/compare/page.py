@@ -97,13 +97,12 @@ def _lengths(told: Mapping[str, Any]) -> Iterator[Chart]:
 
 def _answers(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
     """Of each record, what each method's first run answered, and its score, the mean over seeds."""
-    prefix, _, name = comparison.metric.partition("_")
-    metric = Metric(prefix, name)
+    metric = Metric.of_key(comparison.metric)
     names = [group.name for group in groups]
     found: dict[str, Any] = {
         "methods": names,
         "baseline": names.index(comparison.baseline),
-        "metric": name,
+        "metric": metric.name,
         "lower": comparison.lower_is_better,
         "records": [],
     }
@@ -111,7 +110,7 @@ def _answers(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
         return found
     rows = [[answers(run, metric) for run in group.runs] for group in groups]
     scores = numpy.stack(
-        [numpy.array([[row["scores"][name] for row in run] for run in group]).mean(axis=0) for group in rows]
+        [numpy.array([[row["scores"][metric.name] for row in run] for run in group]).mean(axis=0) for group in rows]
     )
     spread = scores.max(axis=0) - scores.min(axis=0)
     kept = sorted(numpy.argsort(-spread, kind="stable")[:MOST_RECORDS].tolist())
