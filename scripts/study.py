@@ -23,7 +23,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from methods import SHARE, TOP, Losses, Study, best_rate, give, in_digits, in_own_process, losses_by_rate, scores
+from methods import (
+    FIRST_RATES,
+    SHARE,
+    TOP,
+    Losses,
+    Study,
+    best_rate,
+    give,
+    in_digits,
+    in_own_process,
+    is_bracketed,
+    losses_by_rate,
+    scores,
+)
 
 from ftlab.cli.compose import read_config
 from ftlab.errors import UserError
@@ -39,10 +52,11 @@ SEEDS = {"demo": 5, "e2e": 3}
 RETENTION = {"demo": "experiments/retention/demo.yaml"}  # what stories260K has been trained on does not ship
 TASKS = {
     "demo": "The network that ships with ftlab, and dialogues that ship, too, to be summarised in a sentence.",
-    "e2e": "stories260K, a network of 260,032 parameters trained on stories, and E2E: attributes of a restaurant to be "
-    "put into a sentence. Validation and test records are carved out of its train.jsonl. The network's own training "
-    "corpus does not ship, so that nothing is said of forgetting.",
+    "e2e": "{network}, and E2E: attributes of a restaurant to be put into a sentence. Validation and test records are "
+    "carved out of its train.jsonl. The network's own training corpus does not ship, so that nothing is said of "
+    "forgetting.",
 }
+PRETRAINING = {"stories260K": "trained on stories"}  # of networks of which it is known
 # of a CPU, which multiplies float32 fastest, whatever the method's file says for GPUs
 OPTIONS = {"qlora": ("--model.method.init_args.compute_dtype", "float32")}
 
@@ -141,19 +155,44 @@ def words(study: Seeds, losses: dict[str, Losses], seeds: int, jobs: int, comman
     """What the page says of the study beside the comparison's own sentences."""
     run = study.seeded("full", best_rate(losses["full"]), 1)
     tried = study.trial("full", best_rate(losses["full"]))
-    config, rows = read_config(run.config), run.record()["data"]["train_rows"]
+    config, record = read_config(run.config), run.record()
+    rows, decoding = record["data"]["train_rows"], decoding_in_words(config["model"]["decoding"])
+    first = in_a_row([in_digits(rate) for rate in FIRST_RATES])
+    ended = [METHODS[method] for method, found in losses.items() if not is_bracketed(found)]
     return [
-        TASKS[study.task],
+        TASKS[study.task].format(network=network_in_words(config, record["cost"]["parameters"])),
         f"made by: {command}",
         f"each method: {study.steps} steps of {config['data']['batch_size']} rows out of {rows:,}, {seeds} seeds; of "
-        "two validations, halfway and at the end, the better one's weights are scored; greedy decoding",
+        f"two validations, halfway and at the end, the better one's weights are scored; {decoding}",
         f"each learning rate is the best, by validation loss, of trainings of {study.steps // SHARE} steps with seed "
-        f"{read_config(tried.config)['seed_everything']}: 0.001, 0.01 and 0.1, then half a decade to both sides of the "
-        "best until both are worse; how many were tried: "
+        f"{read_config(tried.config)['seed_everything']}: {first}, then half a decade to both sides of the best until "
+        "both are worse"
+        + (f"; of {in_a_row(ended)} the search ended before" if ended else "")
+        + "; how many were tried: "
         + ", ".join(f"{METHODS[method]} {len(found)}" for method, found in losses.items()),
         f"all else is as experiments/method says, but QLoRA multiplies in float32; {jobs} runs at a time with one "
         "thread each, so that seconds compare loosely; memory is that of the process, Python and libraries included",
     ]
+
+
+def network_in_words(config: Any, parameters: int) -> str:
+    """Its directory's name, its size, and what is known of its training."""
+    name = Path(os.path.abspath(config["model"]["network"]["path"])).name
+    return f"{name}, a network of {parameters:,} parameters" + (f" {PRETRAINING[name]}" if name in PRETRAINING else "")
+
+
+def decoding_in_words(decoding: Any) -> str:
+    """How answers were found."""
+    temperature, beams = decoding.get("temperature", 0), decoding.get("num_beams", 1)
+    search = f"beam search of width {beams}" if beams > 1 else ""
+    sampling = f"sampling at temperature {temperature:g}" if temperature else ""
+    return " with ".join(filter(None, [search, sampling])) or "greedy decoding"
+
+
+def in_a_row(words: list[str]) -> str:
+    """One, two and three."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def write(out: Path, study: Seeds, losses: dict[str, Losses], seeds: int, jobs: int, command: str) -> Path:

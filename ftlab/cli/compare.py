@@ -15,6 +15,7 @@ from ftlab.cli import VERBS
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.console import new_console
 from ftlab.errors import UserError
+from ftlab.evaluation.resampling import CONFIDENCE, RESAMPLES
 from ftlab.reports.compare import Comparison, Options, compare, find_runs, unscored
 from ftlab.reports.compare.judged import ALLOWED
 from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
@@ -131,8 +132,8 @@ def _parser(verb: str) -> ArgumentParser:
     parser.add_argument(
         "--unscored", action="store_true", help="print the configurations of runs that still need scores, and no more"
     )
-    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals")
-    parser.add_argument("--resamples", type=int, default=10_000, help="how often records are drawn")
+    parser.add_argument("--confidence", type=float, default=CONFIDENCE, help="of intervals")
+    parser.add_argument("--resamples", type=int, default=RESAMPLES, help="how often records are drawn")
     parser.add_argument("--format", choices=["terminal", *_TEXTS], default="terminal", help="what is printed")
     for name in _TEXTS:
         parser.add_argument(f"--{name}", metavar="FILE", help=f"write the comparison as {name}, too")

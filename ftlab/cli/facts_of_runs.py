@@ -13,12 +13,12 @@ from typing import Any
 
 from ftlab.cluster.progress import at_work_here
 from ftlab.errors import UserError
+from ftlab.evaluation.score_names import rank
 from ftlab.runs import Run
 from ftlab.runs.files import read_json
 
 STATES = ("running", "finished", "stopped", "interrupted", "failed", "killed", "damaged", "new")
 _IN_WORDS = {"finished": "finished", "preempted": "stopped", "interrupted": "interrupted", "failed": "failed"}
-_LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class RunFacts:
         """
         if metric:
             return (metric, self.scores[metric]) if metric in self.scores else None
-        return min(self.scores.items(), key=lambda item: _rank(item[0]), default=None)
+        return min(self.scores.items(), key=lambda item: rank(item[0]), default=None)
 
     @cached_property
     def bytes(self) -> int:
@@ -131,11 +131,6 @@ def size(number: float) -> str:
 def clock(date: datetime.datetime | None) -> str:
     """A date and time of day, as the clock on the wall has it."""
     return date.astimezone().strftime("%Y-%m-%d %H:%M") if date else ""
-
-
-def _rank(name: str) -> tuple[bool, bool, bool, str]:
-    split, _, bare = name.partition("_")
-    return split != "test", bare == _LOSS, bare != "rougeL", name
 
 
 def _class_paths(value: Any) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ class Retention:
         return short_hash(of)
 
 
-def _read(file: Any) -> Measured | None:
+def _read(file: Path) -> Measured | None:
     if not file.is_file():
         return None
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,10 @@ def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group
     import wandb
 
     mode = settled_mode("auto", Path("wandb"))
-
+    # made before anything is logged: what fails here is no fault of a server or a disk
+    in_full, shown, words = numbers(comparison), tables(comparison), sentences(comparison)
     drawn = {name: _image(figure) for name, figure in figures(comparison, groups).items()}
+    html = page(comparison, groups)
     try:
         session = wandb.init(
             mode=mode,  # type: ignore[arg-type]
@@ -52,7 +54,7 @@ def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group
             project=project,
             name=f"{comparison.metric}: {', '.join(row.name for row in comparison.rows)}"[:128],
             job_type="compare",
-            notes="\n".join(sentences(comparison)),
+            notes="\n".join(words),
             config={
                 "metric": comparison.metric,
                 "baseline": comparison.baseline,
@@ -62,13 +64,10 @@ def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group
         )
         try:
             session.log(
-                {"comparison": _in_full(comparison)}
-                | {
-                    each.title: wandb.Table(list(each.header), [list(row) for row in each.rows])
-                    for each in tables(comparison)
-                }
+                {"comparison": _in_full(in_full)}
+                | {each.title: wandb.Table(list(each.header), [list(row) for row in each.rows]) for each in shown}
                 | {name: wandb.Image(image) for name, image in drawn.items()}
-                | {"page": wandb.Html(page(comparison, groups), inject=False)}
+                | {"page": wandb.Html(html, inject=False)}
             )
         finally:
             session.finish()
@@ -77,10 +76,9 @@ def tell_comparison(project: str, comparison: Comparison, groups: Sequence[Group
     print(f"ftlab: logged to W&B's project {project} ({mode})", file=sys.stderr)
 
 
-def _in_full(comparison: Comparison) -> Any:
+def _in_full(lines: Sequence[Mapping[str, Any]]) -> Any:
     import wandb
 
-    lines = numbers(comparison)
     return wandb.Table(list(lines[0]), [[_plain(value) for value in line.values()] for line in lines])
 
 

@@ -15,6 +15,7 @@ Array = NDArray[numpy.float64]
 Score = Callable[[Array], Array]
 """From sums over records, (…, statistics), to scores, (…)."""
 
+CONFIDENCE = 0.95
 RESAMPLES = 10_000
 _ROUNDING = 1e-10
 """By which equal differences of scores may differ: of an exact match many are equal."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from ftlab.evaluation.resampling import RESAMPLES, Array, resampled
+from ftlab.evaluation.resampling import CONFIDENCE, RESAMPLES, Array, resampled
 from ftlab.evaluation.text_metrics import OF_A_CORPUS
 
 
@@ -99,7 +99,7 @@ def lines(before: Measured, after: Measured) -> Iterator[dict[str, Any]]:
 def interval(
     sums: Sequence[float],
     weights: Sequence[float] | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:

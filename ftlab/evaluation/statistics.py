@@ -22,9 +22,16 @@ from dataclasses import dataclass
 import numpy
 from scipy import optimize, stats
 
-from ftlab.evaluation.resampling import RESAMPLES, Array, Score, randomisation, resampled, share_as_far
+from ftlab.evaluation.resampling import (
+    CONFIDENCE,
+    RESAMPLES,
+    Array,
+    Score,
+    randomisation,
+    resampled,
+    share_as_far,
+)
 
-CONFIDENCE = 0.95
 _LEAST = 1e-15
 """A p-value that is looked for no further down."""
 
@@ -63,11 +70,6 @@ class Sample:
     def mean(self) -> float:
         """Over runs."""
         return float(self.scores.mean())
-
-    @property
-    def spread_known(self) -> bool:
-        """Whether something can be said of other seeds."""
-        return not self.drawn or len(self.scores) > 1
 
 
 @dataclass(frozen=True)

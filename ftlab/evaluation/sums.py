@@ -14,11 +14,10 @@ from typing import Any
 import numpy
 
 from ftlab.evaluation.resampling import Array, Score
+from ftlab.evaluation.score_names import LOSSES
 
 Row = Mapping[str, Any]
 """A line of predictions: `references`, `prediction`, `scores`; or of losses: `loss`, in nats, and `tokens`."""
-LOSSES = ("loss", "perplexity")
-"""Of which the model's own probabilities tell, not its answers."""
 
 
 def sums(metric: str, rows: Sequence[Row]) -> Array:
@@ -46,6 +45,7 @@ def score_of_sums(metric: str) -> Score:
 
     def score(summed: Array) -> Array:
         flat = summed.reshape(-1, summed.shape[-1]).tolist()
+        # BLEU is exp of a mean of logarithms: of answers that are all right it comes to 100.00000000000004
         scores = [min(corpus._compute_score_from_stats(one).score, 100.0) for one in flat]
         return numpy.array(scores).reshape(summed.shape[:-1])
 

@@ -37,7 +37,7 @@ def test_trained_runs_side_by_side(workplace: Path, ftlab: Command) -> None:
     assert full["cost"]["tokens_per_second"] > 0
     assert full["cost"]["seconds_to_quality"] > 0
     assert full["cost"]["dollars"] > 0
-    assert full["versus"]["verdict"] in ("better", "worse", "cannot be told apart")
+    assert full["versus"]["verdict"] == "cannot be told apart"  # four answers change sides alike in one case of eight
     assert "4 records are few" in answer.out
     losses = json.loads(ftlab("compare", "runs/full", "runs/zero/1", "--metric", "loss", "--format", "json").out)
     assert losses["records"] == 4
@@ -98,6 +98,17 @@ def test_wandb_is_given_the_tables_the_figures_and_the_page(ftlab: Command, nobo
     assert "<title>test_rougeL: full, lora</title>" in (files / row["page.path"]).read_text()
 
 
+@pytest.mark.usefixtures("two", "nobody_logged_in")
+def test_a_page_that_cannot_be_made_is_not_laid_to_wandb(ftlab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ftlab.cli.wandb_comparison.page", fails)
+    with pytest.raises(ZeroDivisionError):
+        ftlab("compare", "runs/*", "--wandb", "evidence")
+    assert not list(Path("wandb").glob("offline-run-*"))
+
+
 @pytest.mark.usefixtures("two")
 def test_the_same_command_says_the_same(ftlab: Command) -> None:
     assert ftlab("compare", "runs/*").out == ftlab("compare", "runs/*").out
@@ -107,7 +118,7 @@ def test_the_same_command_says_the_same(ftlab: Command) -> None:
 def test_the_terminal_says_in_words_what_the_tables_mean(ftlab: Command) -> None:
     out = ftlab("compare", "runs/*", "--baseline", "runs/full/s1").out
     assert "less full" in out
-    assert "lora is better than full: rougeL +" in out or "lora and full cannot be told apart by rougeL: " in out
+    assert "lora is better than full: rougeL +" in out
     assert "95% intervals are over seeds and records (40 records, 10,000 draws)" in out
     assert "equal for all methods that are trained: steps, tokens, training time, peak memory" in out
 

@@ -57,6 +57,25 @@ def test_runs_are_listed_with_what_they_are(runs: Path, ftlab: Callable[..., Any
     assert "\x1b" not in table
 
 
+def test_the_score_is_the_one_that_compare_takes_by_default(runs: Path, ftlab: Callable[..., Any]) -> None:
+    for name in ("five", "six"):
+        run = Run(write_run(Path(f"runs/c/{name}"), [1.0], rate=0.1 if name == "five" else 0.2, judged=False))
+        run.add_scores({"retention_k_loss_after": 2.0})
+    assert [line["metric"] for line in listed(ftlab, "runs/c")] == ["val_loss"] * 2
+    for scores, first in (
+        ({"test_perplexity": 3.0}, "test_perplexity"),
+        ({"test_words": 5.0}, "test_words"),
+        ({"test_accuracy": 6.0}, "test_words"),
+    ):
+        for name in ("five", "six"):
+            run = Run(Path(f"runs/c/{name}"))
+            run.add_scores(scores)
+            rows = [{"prompt": "p", "references": ["r"], "prediction": "r", "scores": {"words": 5.0}}]
+            run.write_predictions("test", rows)
+        assert [line["metric"] for line in listed(ftlab, "runs/c")] == [first] * 2
+        assert json.loads(ftlab("compare", "runs/c", "--format", "json").out)["metric"] == first
+
+
 def test_a_file_of_two_names_counts_once_and_links_do_not(runs: Path, ftlab: Callable[..., Any]) -> None:
     before = listed(ftlab, "runs/a/one")[0]["bytes"]
     (Path("runs/a/one") / "large").write_bytes(bytes(5000))

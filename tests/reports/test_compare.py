@@ -17,9 +17,10 @@ from written_runs import COST, CURVES, write_method, write_run
 from ftlab.errors import UserError
 from ftlab.reports.compare import Comparison, Group, Options, compare, find_runs, into_groups
 from ftlab.reports.compare.comparison import in_words
-from ftlab.reports.compare.costs import seconds_to
+from ftlab.reports.compare.curves import seconds_to
 from ftlab.reports.compare.series import bands
 from ftlab.reports.compare.tables import csv_text, json_text, latex, markdown, sentences, tables
+from ftlab.runs import Run
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,10 @@ def test_methods_are_named_by_what_tells_them_apart() -> None:
     ("words", "said"),
     [
         (["a=runs/x", "runs/y"], "a would be the name of two methods, as runs/x/s1 and runs/x/t1 differ in"),
-        (["a=runs/x/s1", "b=runs/x/s2", "runs/y"], "differ in their seeds alone, but are named"),
+        (
+            ["a=runs/x/s1", "b=runs/x/s2", "runs/y"],
+            "runs/x/s1 and runs/x/s2 differ in their seeds alone, but are named a and b: ",
+        ),
         (["a=runs/x/s1", "b=runs/x/s1"], "runs/x/s1 is named twice, a and b"),
         (["runs/x/s*", "runs/x/copy"], "are one run made twice (seed 1, the same configuration)"),
     ],
@@ -270,6 +274,19 @@ def test_what_runs_cost_by_hand() -> None:
     assert cost.seconds_to_quality == 100.0  # both runs came to 0.7 at the end
     assert compared("runs/x", quality=1.6).rows[0].cost.seconds_to_quality == 30.0
     assert compared("runs/x", quality=0.1).rows[0].cost.reached == 0
+
+
+def test_steps_are_those_that_were_taken_and_not_those_of_the_last_row() -> None:
+    write_run(Path("runs/x/said"), [1, 2], record={"steps_taken": 104}, config={"trainer.log_every_n_steps": 10})
+    run = Run(write_run(Path("runs/x/kept"), [1, 2], rate=0.5))
+    (run.directory / "checkpoints").mkdir()
+    kept = run.directory / "checkpoints" / "last-00000107-0123456789abcdef.ckpt"
+    kept.touch()
+    run.last.symlink_to(kept.name)
+    write_run(Path("runs/x/rows"), [1, 2], rate=0.6)
+    write_run(Path("runs/x/none"), [1, 2], rate=0.7, record={"steps_taken": 40}, curves="step\n")
+    steps = {row.name: row.cost.steps for row in compared("runs/x").rows}
+    assert steps == {"said": 104, "kept": 107, "rows": 100, "none": 40}
 
 
 def test_device_hours_are_of_all_sessions_and_devices() -> None:

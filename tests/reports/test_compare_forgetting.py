@@ -2,6 +2,8 @@
 
 import csv
 import io
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,19 @@ def test_a_run_that_has_no_such_set_has_none() -> None:
     assert not any("retention" in note or "forgetting" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("change", "said"), [(None, "none"), (math.nan, "nan"), (math.inf, "inf")])
+def test_where_one_of_several_seeds_has_none_it_is_said(change: float | None, said: str) -> None:
+    write("a", [0.25])
+    write("b", [0.5, 0.6 if change is None else change])
+    if change is None:
+        path = Path("runs/b/1/scores.json")
+        path.write_text(path.read_text().replace("retention_k", "retention_other"))
+    found = compared()
+    assert f"forgetting k of b is left out: runs/b/1 has {said}" in found.notes
+    assert dict(found.rows[1].forgetting) == {}
+    assert found.rows[0].forgetting["forgetting k"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("documents", "said"),
     [
@@ -120,6 +135,24 @@ def test_what_it_cannot_be_compared_by() -> None:
             compared(metric=metric)
     with pytest.raises(UserError, match="no run has retention_n_loss_change: there are"):
         compared(metric="retention_n_loss_change")
+
+
+def test_what_was_measured_before_the_last_training_is_refused() -> None:
+    write("a", [0.25])
+    write("b", [0.5])
+    path = Path("runs/b/0/retention/k.jsonl")
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    said = f"{path} is older than the beginning of the last session: the run has been trained on since; ftlab test -c "
+    for metric in ("rougeL", "retention_k_loss_change"):
+        with pytest.raises(UserError, match=f"{said}runs/b/0/config.yaml with the set's file writes it again"):
+            compared(metric=metric)
+    Run(Path("runs/b/0")).begin({}, {})  # what fit writes is older than its end, which it notes after a large model/
+    path.touch()
+    Run(Path("runs/b/0")).end("finished")
+    Run(Path("runs/b/0")).note(ended="2100-01-01T00:00:00+00:00")
+    with pytest.raises(UserError, match=r"predictions/test\.jsonl is older than the end of training"):
+        compared()
+    assert compared(metric="retention_k_loss_change").rows[1].score.value == 0.5
 
 
 def test_a_damaged_file_is_refused() -> None:

@@ -131,6 +131,37 @@ def test_scores_of_before_the_end_of_training_are_refused() -> None:
     assert f"{path} is older than the end of training: the run has been trained on since" in refused("runs/x")
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (None, "no run has test_… scores: ftlab test -c runs/x/a/config.yaml makes"),
+        ("rougeL", "no run has test_… scores: ftlab test -c runs/x/a/config.yaml makes"),
+        ("val_rougeL", "no run has val_… scores: ftlab validate -c runs/x/a/config.yaml makes"),
+        (
+            "retention_k_loss_change",
+            "no run has retention_k_loss_change: ftlab test -c runs/x/a/config.yaml with the set's file makes",
+        ),
+    ],
+)
+def test_where_no_run_has_scores_it_is_said_what_makes_them(metric: str | None, said: str) -> None:
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        run = write_run(Path(f"runs/x/{name}"), [1, 2], rate=rate, judged=False)
+        (run / "scores.json").write_text("{}")
+    assert refused("runs/x", metric=metric, skip_unscored=True).startswith(said)
+
+
+def test_losses_of_before_the_end_of_training_are_refused_though_another_run_has_kept_none() -> None:
+    for name, rate in {"a": 0.1, "b": 0.2}.items():
+        write_run(Path(f"runs/x/{name}"), [1, 2], rate=rate)
+    Run(Path("runs/x/b")).write_predictions("test_losses", [{"record": "1", "loss": 2.4, "tokens": 2}])
+    assert compared("runs/x", metric="loss").records is None
+    path = Path("runs/x/b/predictions/test_losses.jsonl")
+    os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+    assert f"{path} is older than the end of training: the run has been trained on since" in refused(
+        "runs/x", metric="loss"
+    )
+
+
 def test_what_a_reader_should_know_is_noted() -> None:
     made = {"hardware": {"cpu": "x"}, "versions": {"torch": "2.13", "peft": "1"}, "ftlab": {"commit": "c1"}}
     write_run(Path("runs/x/a"), [1, 2, 3], record=made)
@@ -207,5 +238,4 @@ def test_runs_without_scores_or_end_are_refused_or_left_out() -> None:
         "left out, as they have not come to their end: runs/x/d",
         "left out, as they have no test_… scores: runs/x/c",
     )
-    assert "no run has test_… scores" in refused("runs/x/c", skip_unscored=True)
     assert refused("runs/x/d", skip_unscored=True).startswith("none of the 1 runs has come to its end")

@@ -111,6 +111,56 @@ def test_what_is_written_says_what_the_runs_do(study: Any, tmp_path: Path, monke
     assert sorted(shown) == sorted(path.name for path in (tmp_path / "out").glob("*.png"))
 
 
+def told(study: Any, task: str, command: str, losses: Any = LOSSES, seed: int = 42, **of_full: Any) -> list[str]:
+    """What the page says of a study whose full fine-tuning has such a configuration and cost."""
+    steps, rows, seeds = {"demo": (240, 3000, 5), "e2e": (200, 37563, 3)}[task]
+    made = study.Seeds(task, Path("runs"), steps)
+    run = Run(write_run(made.seeded("full", study.best_rate(losses["full"]), 1).directory, [1.0], **of_full))
+    run.note(data=run.record()["data"] | {"train_rows": rows})
+    write_run(made.trial("full", study.best_rate(losses["full"])).directory, [1.0], seed=seed)
+    return study.words(made, losses, seeds, 2, command)
+
+
+FIVE = {method: {-6: 0.7, -5: 0.3, -4: 0.4, -3: 1.0, -2: 2.0} for method in LOSSES}
+
+
+@pytest.mark.parametrize(
+    ("task", "command", "network", "parameters"),
+    [
+        ("demo", "make study", "package://ftlab/assets/network", 1_035_264),
+        ("e2e", "make study NETWORK=$NETWORK DATA=$DATA", "../models/stories260K", 260_032),
+    ],
+)
+def test_of_the_studies_that_are_kept_it_says_what_their_pages_do(
+    task: str,
+    command: str,
+    network: str,
+    parameters: int,
+    study: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"data.batch_size": 16, "model.network.path": network, "model.decoding.num_beams": 1}
+    found = told(study, task, command, FIVE, config=config, cost={"parameters": parameters})
+    kept = (study.TOP / "docs" / "results" / task / "README.md").read_text(encoding="utf-8")
+    lines = kept.splitlines()[2:]
+    assert [f"- {sentence}" for sentence in found] == lines[: lines.index("")]
+
+
+def test_of_other_inputs_it_says_what_they_are(study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "FIRST_RATES", (-6, -4))
+    decoding = {"model.decoding.temperature": 0.7, "model.decoding.num_beams": 4}
+    config = decoding | {"data.batch_size": 16, "model.network.path": "../models/other"}
+    at_the_edge = {"full": {-6: 0.5, -5: 0.2, -4: 0.4}, "lora": {-5: 0.5, -4: 0.3}, "qlora": {-5: 0.7, -4: 0.6}}
+    first, _, trained, rates, _ = told(study, "e2e", "", at_the_edge, config=config, cost={"parameters": 1234567})
+    assert first.startswith("other, a network of 1,234,567 parameters, and E2E: ")
+    assert trained.endswith("; beam search of width 4 with sampling at temperature 0.7")
+    assert "0.001 and 0.01, then half a decade to both sides of the best until both are worse; " in rates
+    assert "; of LoRA and QLoRA the search ended before; how many were tried: full 3, LoRA 2, QLoRA 2" in rates
+
+
 @pytest.mark.parametrize(("options", "said"), [
     (["--task", "e2e"], "needs --network DIR and --data DIR"),
     (["--task", "demo", "--steps", "12"], "give a multiple of 8"),

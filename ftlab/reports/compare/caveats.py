@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ftlab.evaluation.statistics import Sample
 from ftlab.reports.compare.groups import Group, JudgedRun
-from ftlab.reports.compare.judged import Metric
+from ftlab.reports.compare.metric import Metric
 from ftlab.runs.identity import flat
 
 

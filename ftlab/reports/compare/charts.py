@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ftlab.evaluation.statistics import Interval
-from ftlab.reports.compare.series import Band, pareto
+from ftlab.reports.compare.series import Band, Point, front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,23 +39,6 @@ class Chart:
     svg: str
 
 
-@dataclass(frozen=True)
-class Point:
-    """A method in the plane.
-
-    Args:
-        name: Of the method.
-        cost: Such as seconds; less is better.
-        score: What it came to.
-        interval: Of the score, where known.
-    """
-
-    name: str
-    cost: float
-    score: float
-    interval: Interval | None
-
-
 def against(name: str, points: Sequence[Point], cost: str, score: str, lower_is_better: bool) -> Chart:
     """Scores with their intervals against a cost, and the front.
 
@@ -67,16 +49,17 @@ def against(name: str, points: Sequence[Point], cost: str, score: str, lower_is_
         score: Label.
         lower_is_better: Of the score.
     """
-    edge = [points[n] for n in pareto([(p.cost, p.score) for p in points], lower_is_better)]
+    edge = front(points, lower_is_better)
     with _axes(cost, score) as (axes, svg):
-        axes.plot([p.cost for p in edge], [p.score for p in edge], color=_GRID, linewidth=1.5, zorder=1)
-        for number, point in enumerate(points):
-            low, high = (point.interval.low, point.interval.high) if point.interval else (point.score, point.score)
-            reach = [[max(0.0, point.score - low)], [max(0.0, high - point.score)]]
-            look: dict[str, Any] = {"color": _color(number), "marker": _MARKERS[number % len(_MARKERS)]}
-            axes.errorbar(
-                [point.cost], [point.score], yerr=reach, capsize=3, linestyle="none", label=point.name, **look
-            )
+        line: dict[str, Any] = {"color": _GRID, "linewidth": 1.5, "drawstyle": "steps-post", "zorder": 1}
+        axes.plot([p.cost for p in edge], [p.score for p in edge], **line)
+        for point in points:
+            look: dict[str, Any] = {
+                "color": _color(point.number),
+                "marker": _MARKERS[point.number % len(_MARKERS)],
+                "linestyle": "none",
+            }
+            axes.errorbar([point.cost], [point.score], yerr=point.reach, capsize=3, label=point.name, **look)
         _legend(axes)
     told = "; ".join(f"{point.name} {point.score:.4g} at {point.cost:.4g}" for point in points)
     said = f"{told}. On the front, which no other beats in both: {', '.join(point.name for point in edge)}."

@@ -17,16 +17,16 @@ from ftlab.evaluation.sums import score_of_sums
 from ftlab.progress import Progress
 from ftlab.reports.compare.caveats import caveats
 from ftlab.reports.compare.costs import Cost, costs, equal
-from ftlab.reports.compare.forgetting import forgetting, name_of_set
+from ftlab.reports.compare.forgetting import forgetting
 from ftlab.reports.compare.groups import Group, JudgedRun, into_groups
 from ftlab.reports.compare.judged import (
-    Metric,
     find_metric,
     judged,
     refuse_others,
     refuse_unequal_tuning,
     refuse_unfinished,
 )
+from ftlab.reports.compare.metric import Metric, command
 from ftlab.reports.compare.origin import origin
 
 
@@ -226,13 +226,7 @@ def unscored(runs: Sequence[JudgedRun], options: Options) -> list[JudgedRun]:
 
 
 def _has_scores(run: JudgedRun, options: Options) -> bool:
-    return any(key.startswith(_prefix(options)) for key in run.scores)
-
-
-def _prefix(options: Options) -> str:
-    """Of scores that a comparison by the metric asks for."""
-    asked = options.metric or ""
-    return "val_" if asked.startswith("val_") else asked if name_of_set(asked) else "test_"
+    return any(key.startswith(Metric.of_key(options.metric or "").beginning) for key in run.scores)
 
 
 def _refuse_options(options: Options) -> None:
@@ -262,7 +256,8 @@ def _with_scores(groups: list[Group], options: Options, notes: list[str]) -> lis
     """The groups, without runs that have no scores of the split where such are to be left out."""
     if not options.skip_unscored:
         return groups
-    prefix = _prefix(options)
+    metric = Metric.of_key(options.metric or "")
+    what = metric.key if metric.of_retention else f"{metric.prefix}_… scores"
     left: list[str] = []
     kept = []
     for group in groups:
@@ -271,11 +266,9 @@ def _with_scores(groups: list[Group], options: Options, notes: list[str]) -> lis
         if scored:
             kept.append(dataclasses.replace(group, runs=scored))
     if not kept:
-        raise UserError(
-            f"no run has {prefix}… scores: ftlab test -c {groups[0].first.run.config} makes them of the first"
-        )
+        raise UserError(f"no run has {what}: {command(groups[0].first, metric.beginning)} makes those of the first")
     if left:
-        notes.append(f"left out, as they have no {prefix}… scores: {', '.join(left)}")
+        notes.append(f"left out, as they have no {what}: {', '.join(left)}")
     return kept
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy
@@ -13,8 +12,8 @@ from ftlab.errors import UserError
 from ftlab.evaluation import statistics
 from ftlab.evaluation.statistics import Estimate, Sample
 from ftlab.reports.compare.groups import Group, JudgedRun
+from ftlab.reports.compare.metric import CHANGE, command, name_of_set, refuse_older
 
-CHANGE = re.compile(r"retention_(.+)_loss_change")
 _ALIKE = 1e-3
 """Share by which losses of one base differ on two machines."""
 _Documents = list[tuple[str, int]]
@@ -29,13 +28,14 @@ def forgetting(groups: Sequence[Group], confidence: float) -> tuple[list[Mapping
         confidence: Of intervals.
 
     Raises:
-        UserError: A run's retention/NAME.jsonl is damaged.
+        UserError: A run's retention/NAME.jsonl is damaged, or older than its last training.
     """
     found: list[dict[str, Estimate]] = [{} for _ in groups]
     notes = []
     keys = dict.fromkeys(key for group in groups for run in group.runs for key in run.scores if CHANGE.fullmatch(key))
     for key in keys:
         name = name_of_set(key)
+        notes += lacking(key, groups)
         having = [group for group in groups if all(math.isfinite(run.scores.get(key, math.nan)) for run in group.runs)]
         if apart := other_documents(name, having):
             notes.append(f"forgetting {name} is left out: {apart}")
@@ -47,10 +47,15 @@ def forgetting(groups: Sequence[Group], confidence: float) -> tuple[list[Mapping
     return [*found], notes
 
 
-def name_of_set(key: str) -> str:
-    """The retention set of a name in scores.json; empty for that of anything else."""
-    change = CHANGE.fullmatch(key)
-    return change[1] if change else ""
+def lacking(key: str, groups: Sequence[Group]) -> list[str]:
+    """A sentence for each group of which a run has the set, but not all runs have a number of it."""
+    said = []
+    for group in groups:
+        without = [run for run in group.runs if not math.isfinite(run.scores.get(key, math.nan))]
+        if without and any(key in run.scores for run in group.runs):
+            run, what = without[0], without[0].scores.get(key, "none")
+            said.append(f"forgetting {name_of_set(key)} of {group.name} is left out: {run} has {what}")
+    return said
 
 
 def changes(key: str, group: Group) -> Sample:
@@ -80,11 +85,15 @@ def _documents(run: JudgedRun, name: str) -> _Documents | None:
     path = run.run.retention(name)
     try:
         with path.open(encoding="utf-8") as lines:
-            return [(row["source"], row["tokens"]) for row in map(json.loads, lines)]
+            found = [(row["source"], row["tokens"]) for row in map(json.loads, lines)]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: ftlab test -c {run.run.config} writes it again") from error
+    # fit writes it before it notes its end, and a fit without the set leaves both file and scores as they were
+    began, again = run.record["sessions"][-1]["started"], command(run, f"retention_{name}_loss_change")
+    refuse_older(path, began, "the beginning of the last session", f"{again} writes it again")
+    return found
 
 
 def other_bases(name: str, groups: Sequence[Group]) -> list[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.errors import UserError
+from ftlab.reports.compare.curves import Curve, read
 from ftlab.runs import Run, identity
+from ftlab.runs.checkpoint_files import step_of
 from ftlab.runs.files import read_json
 from ftlab.runs.finding import directories
 from ftlab.runs.identity import flat
@@ -50,6 +52,21 @@ class JudgedRun:
     def scores(self) -> dict[str, float]:
         """Names to numbers."""
         return read_json(self.run.scores)
+
+    @cached_property
+    def steps_taken(self) -> int | None:
+        """Optimiser steps, as the run says, or its last checkpoint; None where neither is there."""
+        taken = self.record.get("steps_taken")
+        return step_of(self.run.last.resolve()) if taken is None and self.run.last.is_file() else taken
+
+    @cached_property
+    def curve(self) -> Curve:
+        """The rows of metrics.csv; none where nothing was logged.
+
+        Raises:
+            UserError: The file is damaged, or ends before training did.
+        """
+        return read(self.run.metrics, self.steps_taken or 0, self.config.get("trainer.log_every_n_steps"))
 
     @cached_property
     def fingerprints(self) -> dict[str, Any]:
@@ -91,14 +108,12 @@ class Group:
         runs: At least one.
         tuned: Values that were chosen among several.
         tried: How many there were to choose among.
-        left: Runs of the values that were not chosen.
     """
 
     name: str
     runs: tuple[JudgedRun, ...]
     tuned: Mapping[str, Any] = field(default_factory=dict)
     tried: int = 1
-    left: tuple[JudgedRun, ...] = ()
 
     @property
     def first(self) -> JudgedRun:
@@ -218,9 +233,9 @@ def _refuse_repeated(group: Sequence[JudgedRun], keys: Sequence[str]) -> None:
 
 
 def _given(group: Sequence[JudgedRun]) -> str | None:
-    names = {run.given for run in group}
+    names = dict.fromkeys(run.given for run in group)
     if len(names) > 1:
-        one, other = (next(run for run in group if run.given == name) for name in list(names)[:2])
+        one, other = (next(run for run in group if run.given == name) for name in [*names][:2])
         raise UserError(
             f"{one} and {other} differ in their seeds alone, but are named {one.given or 'nothing'} and "
             f"{other.given or 'nothing'}: give them one name"
@@ -272,9 +287,8 @@ def _chosen(name: str, runs: Sequence[JudgedRun], keys: Sequence[str]) -> Group:
     best = min(losses, key=losses.__getitem__)
     if losses[best] == math.inf:
         raise UserError(f"{name}: training has diverged with every value of {', '.join(keys)}: try others")
-    left = tuple(run for value, each in values.items() if value != best for run in each)
     tuned = {key: values[best][0].config.get(key) for key in keys}
-    return Group(name, tuple(values[best]), tuned, len(values), left)
+    return Group(name, tuple(values[best]), tuned, len(values))
 
 
 def _mean_loss(runs: Sequence[JudgedRun]) -> float:

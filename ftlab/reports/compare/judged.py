@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -15,62 +12,16 @@ import numpy
 from ftlab.errors import UserError
 from ftlab.evaluation import statistics
 from ftlab.evaluation.resampling import Array
-from ftlab.evaluation.sums import LOSSES, score_of_sums, sums
+from ftlab.evaluation.score_names import rank
+from ftlab.evaluation.sums import score_of_sums, sums
 from ftlab.progress import Progress
-from ftlab.reports.compare.forgetting import changes, name_of_set, other_documents
+from ftlab.reports.compare.forgetting import changes, other_documents
 from ftlab.reports.compare.groups import SEEDS, Group, JudgedRun
+from ftlab.reports.compare.metric import Metric, command, name_of_set, refuse_older
 
-PREFIXES = {"test": "test", "val": "validation"}
 ALLOWED = ("data", "network", "decoding", "tuning")
 _MOST = 3
 """Differences that a sentence names."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What methods are compared by.
-
-    Args:
-        prefix: test, val, or retention.
-        name: Bare, such as rougeL; of a retention set NAME_loss_change.
-    """
-
-    prefix: str
-    name: str
-
-    @property
-    def key(self) -> str:
-        """In scores.json."""
-        return f"{self.prefix}_{self.name}"
-
-    @property
-    def split(self) -> str:
-        """Whose records were judged."""
-        return PREFIXES[self.prefix]
-
-    def file(self, run: JudgedRun) -> Path:
-        """Where single records have their scores."""
-        return run.run.predictions(self.split if self.of_texts else f"{self.split}_losses")
-
-    @property
-    def of_retention(self) -> bool:
-        """Whether it is what was forgotten, of which there is a number a run."""
-        return self.prefix == "retention"
-
-    @property
-    def of_texts(self) -> bool:
-        """Whether answers were generated for it."""
-        return self.name not in LOSSES and not self.of_retention
-
-    @property
-    def digits(self) -> int:
-        """Behind the point: scores of texts run to 100."""
-        return 2 if self.of_texts else 4
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Of a user's own metric higher is taken for better."""
-        return self.name in LOSSES or self.of_retention
 
 
 def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
@@ -86,16 +37,14 @@ def find_metric(name: str | None, groups: Sequence[Group]) -> Metric:
             f"methods are not compared by {asked}, of which ftlab does not know whether more is better: give a score "
             "of test or validation records, or retention_NAME_loss_change"
         )
-    of_test = not asked.startswith("val_") and not name_of_set(asked)
-    for run in runs:
-        if of_test and not any(key.startswith("test_") for key in run.scores):
-            raise UserError(
-                f"{run} has no test scores: ftlab test -c {run.run.config} makes them; --skip-unscored leaves such "
-                "runs out, and a metric such as val_loss compares on validation records"
-            )
-    prefix, _, bare = (name or _default(runs)).partition("_")
-    whole = bare and (prefix in PREFIXES or name_of_set(asked))
-    metric = Metric(prefix, bare) if whole else Metric("test", f"{prefix}_{bare}".rstrip("_"))
+    if Metric.of_key(asked).prefix == "test":
+        for run in runs:
+            if not any(key.startswith("test_") for key in run.scores):
+                raise UserError(
+                    f"{run} has no test scores: {command(run, 'test_')} makes them; --skip-unscored leaves such "
+                    "runs out, and a metric such as val_loss compares on validation records"
+                )
+    metric = Metric.of_key(name or _default(runs))
     known = {key for run in runs for key in run.scores}
     if metric.key not in known:
         raise UserError(f"no run has {metric.key}: there are {', '.join(sorted(known))}")
@@ -112,7 +61,7 @@ def _default(runs: Sequence[JudgedRun]) -> str:
     shared = [key for key in runs[0].scores if key.startswith("test_") and all(key in run.scores for run in runs)]
     if not shared:
         raise UserError(f"{runs[0]} and the other runs have no test score in common: score all by the same metrics")
-    return min(shared, key=lambda key: (key != "test_rougeL", key.removeprefix("test_") in LOSSES))
+    return min(shared, key=rank)
 
 
 def refuse_unfinished(run: JudgedRun) -> None:
@@ -189,7 +138,11 @@ def judged(groups: Sequence[Group], metric: Metric, resamples: int) -> list[stat
         return [changes(metric.key, group) for group in groups]
     if not metric.of_texts:
         _refuse_other_rows(groups, metric)
-        if not all(metric.file(run).is_file() for group in groups for run in group.runs):
+        runs = [run for group in groups for run in group.runs]
+        kept = [run for run in runs if metric.file(run).is_file()]
+        if len(kept) < len(runs):
+            for run in kept:
+                _refuse_older(run, metric)
             return [
                 statistics.Sample(numpy.array([run.scores[metric.key] for run in group.runs]), group.seeds, group.drawn)
                 for group in groups
@@ -224,7 +177,7 @@ def answers(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
         raise UserError(f"{run} has a {metric.key} but no {path.name}: {_again(run, metric)}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {_again(run, metric)}") from error
-    _refuse_older(path, run, metric)
+    _refuse_older(run, metric)
     keys = ("references", "prediction", "scores") if metric.of_texts else _KEYS_OF_LOSSES
     if not rows or not all(key in row for row in rows for key in keys):
         raise UserError(f"{path} holds no records as ftlab writes them: {_again(run, metric)}")
@@ -233,25 +186,15 @@ def answers(run: JudgedRun, metric: Metric) -> list[dict[str, Any]]:
     return rows
 
 
-def _refuse_older(path: Path, run: JudgedRun, metric: Metric) -> None:
-    """A run that was trained longer since has scores of before. A copy's time is that of the copying, or the same."""
-    ended = datetime.datetime.fromisoformat(run.record["ended"]).timestamp()
-    if path.stat().st_mtime < ended - _CLOCKS:
-        raise UserError(
-            f"{path} is older than the end of training: the run has been trained on since; {_again(run, metric)}"
-        )
+def _refuse_older(run: JudgedRun, metric: Metric) -> None:
+    refuse_older(metric.file(run), run.record["ended"], "the end of training", _again(run, metric))
 
 
-_CLOCKS = 60
-"""Seconds by which those of two machines may differ."""
 _KEYS_OF_LOSSES = ("record", "loss", "tokens")
 
 
 def _again(run: JudgedRun, metric: Metric) -> str:
-    if metric.of_retention:
-        return f"ftlab test -c {run.run.config} with the set's file measures it"
-    verb = "test" if metric.prefix == "test" else "validate"
-    return f"ftlab {verb} -c {run.run.config} writes it again"
+    return f"{command(run, metric.key)} writes it again"
 
 
 def _refuse_other_records(

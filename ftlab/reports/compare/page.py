@@ -11,22 +11,20 @@ import numpy
 from markupsafe import Markup
 
 from ftlab.pages import filled
-from ftlab.reports.compare.charts import SERIES, Chart, Point, against, curves, lengths
+from ftlab.reports.compare.charts import SERIES, Chart, against, curves, lengths
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
-from ftlab.reports.compare.judged import Metric, answers
-from ftlab.reports.compare.series import LOSSES, bands
+from ftlab.reports.compare.judged import answers
+from ftlab.reports.compare.metric import Metric
+from ftlab.reports.compare.series import COSTS, LOSSES, bands, points
 from ftlab.reports.compare.tables import Table, sentences, tables
 
 MOST_RECORDS = 2000
 """That a page holds: of more, those on which methods differ the most."""
 
 _TEMPLATE = Path(__file__).parent / "page.html.j2"
-_COSTS = {
-    "peak_memory": ("peak memory, GB", 1e9),
-    "training_seconds": ("training, s", 1.0),
-    "bytes": ("on disk, MB", 1e6),
-}
+_SHOWN = ("memory", "time", "size")
+"""Of COSTS."""
 
 
 def page(
@@ -73,21 +71,14 @@ def _in_a_script(value: Any) -> str:
 
 
 def _costs(comparison: Comparison) -> Iterator[Chart]:
-    for name, (label, unit) in _COSTS.items():
-        costs = [getattr(row.cost, name) for row in comparison.rows]
-        if any(cost is None for cost in costs):
-            continue
-        points = [
-            Point(row.name, cost / unit, row.score.value, row.score.widest)
-            for row, cost in zip(comparison.rows, costs, strict=True)
-        ]
-        yield against(name, points, label, comparison.metric, comparison.lower_is_better)
+    for name in _SHOWN:
+        if found := points(comparison, name):
+            yield against(name, found, COSTS[name][0], comparison.metric, comparison.lower_is_better)
 
 
 def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
     for name, label in LOSSES.items():
-        found = [band for band in bands(groups, name) if len(band.steps) > 1]
-        if found:
+        if found := bands(groups, name):
             yield curves(name, found, label)
 
 
@@ -106,13 +97,12 @@ def _lengths(told: Mapping[str, Any]) -> Iterator[Chart]:
 
 def _answers(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
     """Of each record, what each method's first run answered, and its score, the mean over seeds."""
-    prefix, _, name = comparison.metric.partition("_")
-    metric = Metric(prefix, name)
+    metric = Metric.of_key(comparison.metric)
     names = [group.name for group in groups]
     found: dict[str, Any] = {
         "methods": names,
         "baseline": names.index(comparison.baseline),
-        "metric": name,
+        "metric": metric.name,
         "lower": comparison.lower_is_better,
         "records": [],
     }
@@ -120,7 +110,7 @@ def _answers(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Any]:
         return found
     rows = [[answers(run, metric) for run in group.runs] for group in groups]
     scores = numpy.stack(
-        [numpy.array([[row["scores"][name] for row in run] for run in group]).mean(axis=0) for group in rows]
+        [numpy.array([[row["scores"][metric.name] for row in run] for run in group]).mean(axis=0) for group in rows]
     )
     spread = scores.max(axis=0) - scores.min(axis=0)
     kept = sorted(numpy.argsort(-spread, kind="stable")[:MOST_RECORDS].tolist())

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab.reports.compare.comparison import Comparison, Row
+from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
-from ftlab.reports.compare.series import LOSSES, bands, pareto
+from ftlab.reports.compare.series import COSTS, LOSSES, bands, front, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_AGAINST: dict[str, tuple[str, Callable[[Row], float | None]]] = {
-    "memory": ("peak memory, GB", lambda row: row.cost.peak_memory / 1e9),
-    "time": ("training, s", lambda row: row.cost.training_seconds if row.trained else None),
-    "parameters": (
-        "trained parameters, millions",
-        lambda row: row.cost.parameters / 1e6 if row.cost.parameters else None,
-    ),
-}
+_SHOWN = ("memory", "time", "parameters")
+"""Of COSTS."""
 _INCHES = (6.5, 3.5)
 _MARKS, _LINES = "os^Dv", ("-", "--", ":", "-.")
 """For each ten colours another."""
@@ -48,7 +42,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 
 def figures(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Figure]:
     """By name: score_memory, score_time, score_parameters, train_loss, val_loss; without those that would be empty."""
-    found = {f"score_{name}": _score_against(name, comparison) for name in _AGAINST}
+    found = {f"score_{name}": _score_against(name, comparison) for name in _SHOWN}
     found |= {name: _losses(name, groups) for name in LOSSES}
     return {name: figure for name, figure in found.items() if figure is not None}
 
@@ -69,24 +63,20 @@ def _figure(names: int) -> tuple[Figure, Any]:
 
 def _score_against(name: str, comparison: Comparison) -> Figure | None:
     """Scores with their intervals; the line is the Pareto front: nothing else is both better and cheaper."""
-    label, cost_of = _AGAINST[name]
-    known = [(row, cost) for row in comparison.rows if (cost := cost_of(row)) is not None]
-    if len(known) < 2:
+    found = points(comparison, name)
+    if not found:
         return None
-    figure, axes = _figure(len(known))
-    for number, (row, cost) in enumerate(known):
-        interval = row.score.widest
-        middle = row.score.value
-        errors = [[max(0.0, middle - interval.low)], [max(0.0, interval.high - middle)]] if interval else None
-        mark = _MARKS[number // 10 % len(_MARKS)]
-        axes.errorbar(cost, middle, errors, fmt=mark, capsize=3, color=f"C{number % 10}", label=row.name)
-    points = [(cost, row.score.value) for row, cost in known]
-    front = [points[n] for n in pareto(points, comparison.lower_is_better)]
-    axes.plot(*zip(*front, strict=True), color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
-    costs = [cost for _, cost in known]
+    figure, axes = _figure(len(found))
+    for point in found:
+        mark, color = _MARKS[point.number // 10 % len(_MARKS)], f"C{point.number % 10}"
+        errors = point.reach if point.interval else None
+        axes.errorbar(point.cost, point.score, errors, fmt=mark, capsize=3, color=color, label=point.name)
+    edge = [(point.cost, point.score) for point in front(found, comparison.lower_is_better)]
+    axes.plot(*zip(*edge, strict=True), color="grey", linewidth=1, zorder=0, drawstyle="steps-post")
+    costs = [point.cost for point in found]
     if max(costs) > 20 * min(costs):
         axes.set_xscale("log")
-    axes.set_xlabel(label)
+    axes.set_xlabel(COSTS[name][0])
     axes.set_ylabel(comparison.metric)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
@@ -94,14 +84,15 @@ def _score_against(name: str, comparison: Comparison) -> Figure | None:
 
 def _losses(name: str, groups: Sequence[Group]) -> Figure | None:
     """The mean over seeds at each step at which all have one; the band goes from the least to the greatest."""
+    found = bands(groups, name)
+    if not found:
+        return None
     figure, axes = _figure(len(groups))
-    for band in bands(groups, name):
+    for band in found:
         color, line = f"C{band.number % 10}", _LINES[band.number // 10 % len(_LINES)]
         axes.plot(band.steps, band.values.mean(axis=0), line, color=color, label=band.name)
         low, high = band.values.min(axis=0), band.values.max(axis=0)
         axes.fill_between(band.steps, low, high, color=color, alpha=0.2, linewidth=0)
-    if not axes.lines:
-        return None
     axes.set_yscale("log")
     for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         ticks(lambda loss, _: f"{loss:g}")
