@@ -93,7 +93,7 @@ class FrozenBase(pl.Callback):
         assert self.run is not None
         threads = self.run.record().get("environment", {}).get("OMP_NUM_THREADS")
         return (
-            "the method's start takes a part out of it, with other rounding on another machine or with another number of "
-            f"threads (OMP_NUM_THREADS was {threads or 'not set'} there); give this command as and where the run was "
-            "trained, or look at what ftlab export writes, which is of the original base"
+            "the method's start takes a part out of it, with other rounding on another machine or with another number "
+            f"of threads (OMP_NUM_THREADS was {threads or 'not set'} there); give this command as and where the run "
+            "was trained, or look at what ftlab export writes, which is of the original base"
         )

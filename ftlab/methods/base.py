@@ -31,8 +31,8 @@ class Method(ABC):
     """Whether the adapted network answers exactly as the base until the first step."""
 
     rewrites_base: bool = False
-    """Whether `adapt` takes a part out of the base that it computes, by a decomposition for example: with other rounding
-    on another machine, or with another number of threads."""
+    """Whether `adapt` takes a part out of the base that it computes, by a decomposition for example: with other
+    rounding on another machine, or with another number of threads."""
 
     needs_batches: bool = False
     """Whether `adapt` looks at training batches first."""

@@ -28,11 +28,13 @@ NOT_HERE = {
     r"--harness": "lm-evaluation-harness, a package apart: tests/evaluation",
     r"data/SET\.yaml": "the real data sets, each with a page of results",
     r"wikitext2": "a set of the hub",
+    r"offloaded": "a GPU: tests/gpu",
 }
 PAGES_RUN = [page for page in PAGES if commands(page) and page.name != "tutorial.md"]
 SHORT = "--trainer.max_steps 2 --trainer.limit_val_batches 1 --trainer.accelerator cpu"
 """Of every `fit` that does not go on with a run. Where the page gives the run no name, it lies apart: what a page
 compares are the runs that it takes for granted."""
+FEW = "--trainer.limit_test_batches 2"
 RUNS = {
     "demo_lora": ("demo_lora/NAME", "demo/a1b2c3d4", "e2e/a1b2c3d4", "e2e/b2c3d4e5", "my_lora/RUN"),
     "demo_full": ("demo_full/one", "my_full/one"),
@@ -114,7 +116,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for named in names:
             parent, own = named.split("/")
             must_run(place, f"fit -c experiments/{experiment}.yaml {SHORT} --run.experiment {parent} --run.name {own}")
-            must_run(place, f"test -c runs/{named}/config.yaml --trainer.limit_test_batches 2")
+            must_run(place, f"test -c runs/{named}/config.yaml {FEW}")
     must_run(place, "export runs/e2e/a1b2c3d4 exports/long")
     return place
 
@@ -125,6 +127,8 @@ def prepared(command: str) -> str:
     command = re.sub(r"(?<==)(?:DIR|somewhere)\b", "exports/long", filled_in(command))
     if command.startswith("fit ") and " -c runs/" not in command and "help" not in command:
         command = f"{command} {SHORT}" + ("" if "--run.name" in command else " --run.root made")
+    if command.startswith("test "):
+        command = f"{command} {FEW}"
     return f"{command} --yes" if command.startswith("rm ") else command
 
 

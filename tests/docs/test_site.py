@@ -25,6 +25,13 @@ pytestmark = pytest.mark.slow
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves files and says nothing of it."""
 
+    def do_GET(self) -> None:
+        if self.path == "/favicon.ico":  # browsers ask for it by themselves, once, of a page that names none
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
     def log_message(self, *args: object) -> None:
         pass
 
