@@ -32,7 +32,8 @@ from ftlab.data.records import Record, Split, group_by_prompt
 from ftlab.data.retained import RetentionData
 from ftlab.data.retention import RetentionSet, refuse_same_names
 from ftlab.data.store import Prepared, Rows
-from ftlab.data.streaming import WINDOW, Stream
+from ftlab.data.stream_loader import WINDOW
+from ftlab.data.streaming import Stream
 from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers
 from ftlab.errors import UserError
 from ftlab.networks import Network

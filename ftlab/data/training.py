@@ -22,7 +22,8 @@ from ftlab.data.mixing import Mixing, Source, plan
 from ftlab.data.remainder import handed_over
 from ftlab.data.samplers import TrainingBatchSampler
 from ftlab.data.store import Rows
-from ftlab.data.streaming import Stream, StreamLoader, in_windows, streamed_steps
+from ftlab.data.stream_loader import StreamLoader, in_windows, streamed_steps
+from ftlab.data.streaming import Stream
 from ftlab.errors import UserError
 
 

@@ -7,7 +7,7 @@ import math
 import lightning.pytorch as pl
 
 from ftlab.data import FinetuneData
-from ftlab.data.streaming import streamed_steps
+from ftlab.data.stream_loader import streamed_steps
 from ftlab.data.training import limited
 from ftlab.errors import UserError
 

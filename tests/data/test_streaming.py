@@ -23,7 +23,7 @@ from ftlab.data.duplicates import Duplicates
 from ftlab.data.leaks import Leaks
 from ftlab.data.mixing import Mixing, Source
 from ftlab.data.samplers import ShuffledBatchSampler
-from ftlab.data.streaming import StreamLoader
+from ftlab.data.stream_loader import StreamLoader
 from ftlab.errors import UserError
 from ftlab.methods import LoRA
 from ftlab.networks import Network
