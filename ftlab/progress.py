@@ -80,7 +80,7 @@ class Progress:
     def say(self, what: str) -> None:
         """What is done from now on."""
         if self._shown:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=what, refresh=not self._forks)
 
     def expect(self, total: float | None) -> None:
         """How many there will be, as far as is known by now."""

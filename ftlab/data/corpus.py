@@ -48,6 +48,7 @@ _NO_ROWS = {
     "remainder",
     "retained",
     "samplers",
+    "stream_loader",
     "streaming",
     "training",
 }

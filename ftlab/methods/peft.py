@@ -87,7 +87,7 @@ class Peft(Method):
             raise UserError(
                 f"method: {type(config).__name__} cannot adapt {type(network).__name__} ({one_line(error)}){hint}"
             ) from error
-        if self.rewrites_base:
+        if starts.rewrites_the_base(config):
             self._start = {n: t.detach().cpu().clone() for n, t in peft.get_peft_model_state_dict(adapted).items()}
         return adapted
 

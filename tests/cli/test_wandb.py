@@ -32,11 +32,12 @@ def test_offline_with_a_hint_where_nobody_is_logged_in(
     words = ["--wandb.tags", "[small]", "--wandb.notes", "a try", "--wandb.job_type", "test", "--wandb.samples", 2]
     answer = ftlab("fit", "-c", "tiny.yaml", "--run.name", "logged", "--wandb.log_model", "all", *words)
     assert answer.code == 0
-    hint, first_step, done = answer.err.splitlines()
+    hint, first_step, done, score = answer.err.splitlines()
     assert first_step.startswith("ftlab: the first step had ended after ")
     assert "W&B logs offline into runs/tiny/logged/wandb" in hint
     assert "--wandb.mode disabled" in hint
     assert done.startswith("ftlab: runs/tiny/logged: ")
+    assert score == "ftlab: score it with ftlab test -c runs/tiny/logged/config.yaml"
     [file] = logged("runs/tiny/logged")
     [run] = wandb_file.of_kind(file, "run")
     assert (run.display_name, run.run_group, run.job_type) == ("tiny/logged", "tiny", "test")
@@ -177,7 +178,7 @@ def test_curves_in_trackio(workplace: Path, ftlab: Callable[..., Any], monkeypat
     Path("logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
     answer = ftlab("fit", "-c", "logger.yaml", "-c", "tiny.yaml", "--run.name", "tracked")
     assert answer.code == 0
-    assert answer.out == ""
+    assert answer.out == "runs/tiny/tracked\n"
     with contextlib.closing(sqlite3.connect(workplace / "tracks" / "p.db")) as database:
         rows = database.execute("select step, metrics from metrics where run_name = 'n'").fetchall()
     points = [(step, json.loads(metrics)) for step, metrics in rows]
