@@ -21,6 +21,7 @@ from ftlab.data.chunks import Chunk, first_line
 from ftlab.data.readers import TEXTS, SampleBy, endings, kind_of, read_dataset, read_file
 from ftlab.data.records import SPLITS, RawRecord, Split
 from ftlab.errors import UserError
+from ftlab.progress import Progress
 
 if TYPE_CHECKING:
     import datasets
@@ -41,6 +42,7 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")  # owner/name:subset
 _NOTES = {"readme", "license", "licence", "state", "dataset_info", "dataset_infos", "dataset_dict"}  # never records
 _COMPRESSED = {".gz", ".zst"}
 _UNPACKED = 4  # how much larger text commonly is than its .gz
+_PIECE = 1 << 20  # bytes of a file that are read at a time
 _SETTLED = 2.0  # seconds; within them a second write may leave a file's time as it was
 
 
@@ -370,6 +372,15 @@ def _of_dataset(dataset: datasets.Dataset) -> list[str]:
     return [_digest(file) for file in files] + chosen if files else [dataset._fingerprint]
 
 
+def _sha256(file: Path, size: int) -> str:
+    content = hashlib.sha256()
+    with file.open("rb") as opened, Progress(f"taking the digest of {file.name}", "bytes", size) as bar:
+        while piece := opened.read(_PIECE):
+            content.update(piece)
+            bar.advance(len(piece))
+    return content.hexdigest()
+
+
 def _digest(file: Path) -> str:
     """SHA-256 of a file's contents, in hex: of an unchanged file from the note made when it was last read."""
     before = file.stat()
@@ -378,8 +389,7 @@ def _digest(file: Path) -> str:
     settled = time.time() - before.st_mtime > _SETTLED
     if settled and note.is_file():
         return note.read_text()
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    digest = _sha256(file, before.st_size)
     if settled and file.stat().st_mtime_ns == before.st_mtime_ns:
         with suppress(OSError):  # where nothing can be kept, it is read again
             note.parent.mkdir(parents=True, exist_ok=True)

@@ -123,6 +123,15 @@ def test_programs_read_what_prepare_and_diff_print(workplace: Path, ftlab: Calla
     assert apart["sections"]["scores"]["same"] is None
 
 
+def test_a_digest_of_data_says_how_far_it_is(at_once: None, terminal: Terminal, tmp_path: Path) -> None:
+    from ftlab.data.sources import open_source
+
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 100_000)
+    digest = open_source(str(tmp_path / "rows.jsonl")).splits["train"].fingerprint()
+    assert digest == open_source(str(tmp_path / "rows.jsonl")).splits["train"].fingerprint()
+    assert "taking the digest of rows.jsonl" in without_codes(terminal.read())
+
+
 def test_export_says_how_far_it_is(
     finished: Callable[[str], Path], ftlab: Callable[..., Any], at_once: None, terminal: Terminal
 ) -> None:

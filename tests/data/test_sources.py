@@ -297,8 +297,8 @@ def test_a_fingerprint_says_what_records_come(tmp_path: Path) -> None:
 
 def test_an_unchanged_file_is_not_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    file_digest = sources.hashlib.file_digest
-    monkeypatch.setattr(sources.hashlib, "file_digest", lambda file, name: hashed.append(1) or file_digest(file, name))
+    sha256 = sources._sha256
+    monkeypatch.setattr(sources, "_sha256", lambda file, size: hashed.append(1) or sha256(file, size))
     path = _file(tmp_path / "a.jsonl")
     fresh = [_fingerprint(path) for _ in range(2)]
     assert len(hashed) == 2  # a second write within the clock's resolution would not be seen
