@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -107,9 +108,9 @@ def breakdowns(situation: Callable[[], Situation]) -> Iterator[None]:
 def _told(error: Exception, situation: Callable[[], Situation]) -> UserError | None:
     if out_of_memory(error):
         return UserError(_memory(error, situation()))
-    if worker := _WORKER.search(str(error)):
+    if worker := _killed_worker(error):
         return UserError(
-            f"data.workers: process {worker[1].strip()} of those that put batches together was killed, most likely for "
+            f"data.workers: {worker} of those that put batches together was killed, most likely for "
             f"want of memory, in {situation().doing}: give fewer data.workers; {situation().next}"
         )
     if (number := _of_the_disk(error)) is not None:
@@ -127,6 +128,16 @@ def _told(error: Exception, situation: Callable[[], Situation]) -> UserError | N
             f"{situation().next}"
         )
     return None
+
+
+def _killed_worker(error: Exception) -> str | None:
+    """Which process that puts batches together has ended; torch does not name it where it was just handing one over."""
+    if named := _WORKER.search(str(error)):
+        return f"process {named[1].strip()}"
+    if not isinstance(error, (ConnectionError, EOFError)):
+        return None
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return "one" if torch.utils.data.dataloader.__file__ in files else None
 
 
 def _memory(error: Exception, situation: Situation) -> str:
