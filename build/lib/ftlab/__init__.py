@@ -1,3 +1,0 @@
-"""ftlab: fine-tuning of language models with numbers one can trust."""
-
-__version__ = "0.1.0"

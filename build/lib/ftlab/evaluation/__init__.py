@@ -1,1 +1,0 @@
-"""What a trained network answers, and how good the answers are: generation, text metrics, and what was forgotten."""

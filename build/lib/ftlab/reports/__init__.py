@@ -1,1 +1,0 @@
-"""What people read: what became of a dataset (`data_card`)."""
