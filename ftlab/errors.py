@@ -32,7 +32,7 @@ def one_line(error: Exception) -> str:
 
 def first_misfit(error: Exception) -> str:
     """The same of an error by which torch lists every tensor that does not fit: the first, and how many more."""
-    _, *misfits = str(error).splitlines()
+    misfits = str(error).splitlines()[1:]
     misfits = [line.strip().rstrip(".") for line in misfits if line.strip()]
     if not isinstance(error, RuntimeError) or len(misfits) < 2:
         return one_line(error)
