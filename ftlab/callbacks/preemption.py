@@ -67,7 +67,7 @@ class Preemption(pl.Callback):
             signal.signal(number, handler)
         if self.signal is not None and self._phase == "before" and isinstance(error, Exception):
             # it was raised within a library that made another error of it
-            raise Preempted(self._said(_BEFORE)) from error
+            raise self._stopped_before() from error
 
     @property
     def _signals(self) -> list[signal.Signals]:
@@ -86,7 +86,7 @@ class Preemption(pl.Callback):
             return
         self.signal = signal.Signals(number)
         if self._phase == "before":
-            raise Preempted(self._said(_BEFORE))
+            raise self._stopped_before()
         if self._phase == "training":
             self._ask()
 
@@ -96,6 +96,10 @@ class Preemption(pl.Callback):
             self._timer = threading.Timer(max(0.0, self.options.grace_seconds - SLACK), self._too_late)
             self._timer.daemon = True
             self._timer.start()
+
+    def _stopped_before(self) -> BaseException:
+        kind = KeyboardInterrupt if self.signal == signal.SIGINT else Preempted
+        return kind(self._said(_BEFORE))
 
     def _said(self, what: str) -> str:
         by = self.signal.name if self.signal else "a signal to another of its processes"

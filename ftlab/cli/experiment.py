@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import lightning.pytorch as pl
 import torch
@@ -124,6 +124,7 @@ class Experiment(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run is kept and logged; the seeds, and one network for module and data."""
+        _take_whole_numbers_as_such(parser)
         parser.add_argument("--run", type=RunOptions, default=RunOptions())
         parser.add_argument("--wandb", type=WandbOptions, default=WandbOptions())
         parser.add_argument("--seeds", type=Seeds, default=Seeds())
@@ -280,6 +281,19 @@ class Experiment(LightningCLI):
             UserError: Training has not come to its end, or the files are not as the run wrote them.
         """
         return self.open_saved(self.run.saved_model(), device)
+
+
+def _take_whole_numbers_as_such(parser: LightningArgumentParser) -> None:
+    """Has `limit_val_batches: 1` stay one batch, which as 1.0 would be all of them.
+
+    Of Optional[Union[int, float]] typing hands out whatever order of the two somebody in this process has written
+    first, and jsonargparse tries the types in their order.
+    """
+    for action in parser._actions:
+        hint: Any = getattr(action, "_typehint", None)
+        kinds = get_args(hint) if get_origin(hint) is Union else ()
+        if int in kinds and float in kinds:
+            action._typehint = Union[(*(kind for kind in kinds if kind is not float), float)]  # type: ignore[attr-defined]
 
 
 def _refuse_what_lightning_takes(config: Any) -> None:

@@ -11,15 +11,19 @@ from ftlab.runs import Run
 from ftlab.runs.options import RunOptions
 
 
-def test_a_signal_of_which_a_library_makes_an_error_is_still_one(run: Run) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_of_which_a_library_makes_an_error_is_still_one(number: signal.Signals, run: Run) -> None:
+    """Of the user's a KeyboardInterrupt, which ends the command with 130."""
+
     def library() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), number)
             time.sleep(5)  # the handler ends it
         except BaseException as error:
             raise RuntimeError("a callback failed") from error
 
     options = RunOptions()
     preemption = Preemption(Checkpoints(run, options.checkpoints), options)
-    with pytest.raises(Preempted, match="stopped by SIGUSR1 before training began"), preemption:
+    kind = KeyboardInterrupt if number == signal.SIGINT else Preempted
+    with pytest.raises(kind, match=f"stopped by {number.name} before training began"), preemption:
         library()

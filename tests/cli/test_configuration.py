@@ -1,6 +1,8 @@
 """How a configuration comes together: files that include files, options over them, and classes of the user's own."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,21 @@ def test_a_later_file_changes_what_it_names_alone(workplace: Path, ftlab: Callab
     assert config["model"]["method"]["class_path"] == "ftlab.methods.LoRA"
     assert config["model"]["method"]["init_args"]["r"] == 3
     assert config["model"]["optimizer"]["init_args"]["lr"] == 1e-2
+
+
+@pytest.mark.parametrize(("given", "kept"), [("1", 1), ("1.0", 1.0), ("0.5", 0.5)])
+def test_one_batch_is_not_all_of_them(given: str, kept: float, workplace: Path) -> None:
+    """Whoever has written Optional[Union[float, int]] before: typing hands that out for the other order, too."""
+    words = ["fit", "-c", "tiny.yaml", "--trainer.limit_val_batches", given, "--print_config"]
+    code = f"""
+from typing import Optional, Union
+Optional[Union[float, int]]
+from ftlab.cli import main
+main({words})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    limit = yaml.safe_load(done.stdout)["trainer"]["limit_val_batches"]
+    assert (limit, type(limit)) == (kept, type(kept))
 
 
 def test_the_command_line_overrides(

@@ -83,15 +83,16 @@ def test_killed_at_random_moments(undisturbed: Callable[[], dict]) -> None:
 
 
 @pytest.mark.resume
-def test_a_signal_before_training_leaves_nothing(workplace: Path) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_before_training_leaves_nothing(number: signal.Signals, expected: int, workplace: Path) -> None:
     process = begin()
     while not (RUN / "config.yaml").is_file():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     code, said = ended(process)
-    assert code == 75, said
-    assert said == "ftlab: stopped by SIGUSR1 before training began: the same command starts it"
+    assert code == expected, said
+    assert said == f"ftlab: stopped by {number.name} before training began: the same command starts it"
     assert not Path("runs").exists()
 
 
