@@ -13,6 +13,11 @@ def colors() -> Literal["auto"] | None:
     return None if os.environ.get("NO_COLOR") else "auto"
 
 
+def draws_bars(file: IO[str]) -> bool:
+    """Whether it is a terminal on which a line can be drawn anew: with TERM=dumb it is none."""
+    return file.isatty() and new_console(file).is_interactive
+
+
 def new_console(file: IO[str] | None = None, width: int | None = None) -> Console:
     """A console.
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from ftlab.console import new_console
+from ftlab.console import draws_bars, new_console
 
 _SOON = 1.0
 """Seconds of a work in which nothing is drawn."""
@@ -44,7 +44,7 @@ class Progress:
         shown: bool = True,
     ) -> None:
         console = new_console(sys.stderr)  # the stream of now: others may put another in its place for a while
-        self._shown = shown and sys.stderr.isatty() and console.is_interactive and not Progress._open
+        self._shown = shown and draws_bars(sys.stderr) and not Progress._open
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

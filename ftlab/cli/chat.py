@@ -126,7 +126,7 @@ def _lines_of_the_user() -> Iterator[str]:
             line = input("> " if sys.stdin.isatty() else "")
         except EOFError:
             return
-        if line.strip() in ("/exit", "/quit"):
+        if line.split()[:1] in (["/exit"], ["/quit"]):
             return
         if line.strip():
             yield line

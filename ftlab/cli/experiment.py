@@ -43,7 +43,7 @@ from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, logger_of, open_session
 from ftlab.cli.wandb_results import tell_samples
-from ftlab.console import colors
+from ftlab.console import colors, draws_bars
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
@@ -202,7 +202,7 @@ class Experiment(LightningCLI):
             ModelWriter(self.run),
             Companions(self.run),
         ]
-        if config["enable_progress_bar"] is not False and sys.stderr.isatty():
+        if config["enable_progress_bar"] is not False and draws_bars(sys.stderr):
             callbacks.append(ProgressBar())
         else:
             config["enable_progress_bar"] = False  # or Lightning would take a bar of its own

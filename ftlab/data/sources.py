@@ -288,6 +288,8 @@ def _from_disk(path: Path, limit: int | None) -> OpenedSource:
 def _from_hub(name: str) -> datasets.DatasetDict:
     import datasets
 
+    if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:  # which reads whatever lies where one stands
+        raise UserError(f"data.path: {name} is a kind of files: give the path of a file or directory")
     bars_shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -72,7 +72,7 @@ def test_a_chat_is_a_conversation_until_it_is_reset(
     second = by_transformers(network, adapter, ["Who?", first, "Why?"])
     alone = by_transformers(network, adapter, ["Why?"])
     assert second != alone
-    answer = chat(["Who?", "Why?", "/reset", "Why?", "/exit", "no"], "--adapter", f"a={adapter}", *SHORT)
+    answer = chat(["Who?", "Why?", "/reset", "Why?", "/exit now", "no"], "--adapter", f"a={adapter}", *SHORT)
     assert (answer.code, answer.out, answer.err) == (0, f"{first}\n{second}\n{alone}\n", "")
 
 
@@ -210,7 +210,7 @@ def test_a_chat_on_a_real_terminal(save_adapter: Callable[..., Path], network: N
     os.write(terminal, b"Who?\n")
     until(expected.replace("\n", "\r\n") + "\r\n> ")
     until("ftlab: stopped by the user", typed=b"\x03")
-    os.close(terminal)
     _, status = os.waitpid(pid, 0)
+    os.close(terminal)  # not before: that would end it by SIGHUP
     assert os.waitstatus_to_exitcode(status) == 130
     assert "Traceback" not in said

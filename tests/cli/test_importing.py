@@ -4,6 +4,7 @@ The files are those of TRL's documentation, LLaMA-Factory's examples/train_lora 
 another network and records.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -19,6 +20,7 @@ import yaml
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.importing import _TRANSLATE, imported
 from ftlab.cli.importing.foreign import NAMES, read, tool
+from ftlab.errors import UserError
 from ftlab.modules.steps import total_steps
 from ftlab.networks import Network
 
@@ -389,6 +391,11 @@ def test_what_is_not_read_of_a_part_is_named(name: str, key: str, sets: Any, sai
             "talk, from, value, user_tag me of it",
         ),
         (
+            {"columns": {"prompt": "instruction", "response": "output", "system": "system"}},
+            {"format": "alpaca"},
+            None,
+        ),
+        (
             {"columns": {"prompt": "q", "response": "a"}, "folder": "f", "split": "train"},
             {"prompt": "{q}", "response": "{a}"},
             "folder of it is not carried over",
@@ -403,6 +410,49 @@ def test_sets_of_llama_factory(info: dict[str, Any], source: dict[str, Any], sai
     assert {"path": f"{place}/alpaca.jsonl"} | source == {key: found[key] for key in ("path", *source)}
     by_hand = [line for line in notes if line.startswith("dataset: it must be done by hand")]
     assert any(said in line for line in by_hand) if said else not by_hand
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_of_any_shape_is_read_or_refused(name: str, place: Path) -> None:
+    """Never another error than the one that a user is meant to read."""
+    known = yaml.safe_load(Path(f"{name}.yaml").read_text())
+    for key in tool(name).maps:
+        for value in (3, -1.5, "abc", [1], ["a"], {"a": 1}, {"a": {"b": [1]}}, True):
+            Path("other.yaml").write_text(yaml.safe_dump(known | {key: value}))
+            with contextlib.suppress(UserError):
+                imported(Path("other.yaml"), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sets"),
+    [
+        *[(name, {"path": "a.jsonl"}) for name in ("trl", "axolotl")],
+        *[(name, [{"path": "a.jsonl"}, 3]) for name in ("trl", "axolotl")],
+        *[(name, [{"name": "a"}]) for name in ("trl", "axolotl")],
+        ("axolotl", "abc"),
+        ("axolotl", [{"path": ["a"]}]),
+        ("axolotl", [{"path": "a", "type": "chat_template", "message_property_mappings": ["a"]}]),
+        ("llama-factory", {"it": 3}),
+        ("llama-factory", {"it": {"columns": [1]}}),
+        ("llama-factory", {"it": {"tags": 3}}),
+        ("llama-factory", {"it": {"num_samples": "x"}}),
+        ("llama-factory", [1]),
+    ],
+)
+def test_a_data_set_of_another_shape_is_refused(name: str, sets: Any, place: Path, refused: Callable[..., str]) -> None:
+    if name == "llama-factory":
+        Path("dataset_info.json").write_text(json.dumps(sets))
+        change(name, dataset="it")
+    else:
+        change(name, datasets=sets)
+    assert "data" in refused("import-config", f"{name}.yaml")
+
+
+def test_files_of_splits_are_those_that_train(place: Path) -> None:
+    change("trl", datasets=[{"path": "json", "data_files": {"train": ["a.jsonl", "b.jsonl"], "test": "c.jsonl"}}])
+    text, notes = imported(Path("trl.yaml"))
+    assert yaml.safe_load(text)["data"]["sources"] == [{"path": "a.jsonl"}, {"path": "b.jsonl"}]
+    assert any("test of data_files of json is not carried over" in line for line in notes)
 
 
 def test_one_key_and_several_are_told_in_good_grammar(place: Path) -> None:

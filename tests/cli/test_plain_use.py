@@ -13,6 +13,7 @@ import pytest
 from terminals import Terminal, without_codes
 from written_runs import write_method
 
+from ftlab.console import draws_bars
 from ftlab.networks import Network
 
 SLOW = """
@@ -130,6 +131,14 @@ def test_a_digest_of_data_says_how_far_it_is(at_once: None, terminal: Terminal, 
     digest = open_source(str(tmp_path / "rows.jsonl")).splits["train"].fingerprint()
     assert digest == open_source(str(tmp_path / "rows.jsonl")).splits["train"].fingerprint()
     assert "taking the digest of rows.jsonl" in without_codes(terminal.read())
+
+
+@pytest.mark.parametrize(("term", "drawn"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_cannot_redraw_a_line_gets_no_bars(
+    term: str, drawn: bool, monkeypatch: pytest.MonkeyPatch, terminal: Terminal
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert draws_bars(terminal.file) is drawn
 
 
 def test_export_says_how_far_it_is(

@@ -188,6 +188,14 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(monkeypatch: pyte
     assert "\n" not in str(refusal.value)
 
 
+def test_a_kind_of_files_is_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets would take whatever lies in the working directory for it."""
+    monkeypatch.chdir(tmp_path)
+    _file(tmp_path / "somebodys.jsonl")
+    with pytest.raises(UserError, match=r"data\.path: json is a kind of files: give the path"):
+        open_source("json")
+
+
 def test_a_set_on_the_hub_without_known_splits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = datasets.Dataset.from_list([{"a": "x"}])
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: datasets.DatasetDict({"unsupervised": rows}))

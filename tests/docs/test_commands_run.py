@@ -101,7 +101,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dialogsum/train": rows[:60],
         "dialogsum/dev": rows[60:],
         "prompts": [{"prompt": row["dialogue"]} for row in rows[:3]],
-        "pairs/train": [{"prompt": row["dialogue"], "completion": row["summary"]} for row in rows],
+        "pairs": [{"prompt": row["dialogue"], "completion": row["summary"]} for row in rows],
     }
     for file, written in shapes.items():
         path = place / f"{file}.jsonl"
@@ -138,8 +138,7 @@ def test_commands_do_what_they_say(page: Path, world: Path, tmp_path: Path) -> N
     shutil.copytree(world, place, symlinks=True)
     for file, text in named_files(page).items():
         (place / file).parent.mkdir(parents=True, exist_ok=True)
-        text = text.replace("$NETWORK", str(NETWORK)).replace("dataset_name: json", "dataset_name: pairs")
-        (place / file).write_text(text)
+        (place / file).write_text(text.replace("$NETWORK", str(NETWORK)))
         if "sweeps/" in file:
             small(place / file)
     wrong, lines = {}, [""]
@@ -147,7 +146,7 @@ def test_commands_do_what_they_say(page: Path, world: Path, tmp_path: Path) -> N
         if any(re.search(pattern, command) for pattern in NOT_HERE):
             continue
         piped = "FILE" in command and len(lines) > 0 and lines[0].startswith("runs/")
-        for told in [command.replace("FILE", f"{line}") for line in lines] if piped else [command]:
+        for told in [command.replace("FILE", line) for line in lines] if piped else [command]:
             done = run(place, prepared(told))
             if done.returncode:
                 wrong[told] = f"{done.stdout[-500:]}{done.stderr[-1500:]}"

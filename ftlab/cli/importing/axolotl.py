@@ -44,7 +44,7 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign, bf16: bool) -> None:
-    path = foreign.take("base_model")
+    path = foreign.text("base_model")
     if not path:
         raise foreign.refuse("base_model is missing: say which network is to be trained")
     foreign.put("model.network.path", path)
@@ -64,7 +64,7 @@ def _network(foreign: Foreign, bf16: bool) -> None:
 def _method(foreign: Foreign, bf16: bool) -> None:
     name = foreign.take("adapter")
     four, eight = foreign.flag("load_in_4bit"), foreign.flag("load_in_8bit")
-    more = Part(foreign.take("bnb_config_kwargs", {}))
+    more = foreign.part("bnb_config_kwargs")
     targets, linear = foreign.take("lora_target_modules"), foreign.take("lora_target_linear")
     options = {
         "r": foreign.take("lora_r"),
@@ -90,8 +90,8 @@ def _method(foreign: Foreign, bf16: bool) -> None:
     bits = None
     if four or eight:
         bits = {
-            "kind": more.get("bnb_4bit_quant_type", "nf4") if four else "int8",
-            "double": bool(four and more.get("bnb_4bit_use_double_quant", True)),
+            "kind": more.take("bnb_4bit_quant_type", "nf4") if four else "int8",
+            "double": bool(four and more.take("bnb_4bit_use_double_quant", True)),
             "compute_dtype": "bfloat16" if bf16 else "float16" if eight else "float32",
         }
         foreign.note_unread(more, "it", "bnb_config_kwargs")
@@ -110,9 +110,9 @@ def _start(foreign: Foreign) -> str | None:
 def _own_names(foreign: Foreign) -> None:
     """What Axolotl says in another way than HF Trainer's arguments, of which it makes them."""
     given, tables = foreign.given, foreign.tool.names
-    micro, total = foreign.take("micro_batch_size", 1), foreign.take("batch_size")
+    micro, total = foreign.whole("micro_batch_size", 1), foreign.whole("batch_size")
     if total and not foreign.says("gradient_accumulation_steps"):
-        given["gradient_accumulation_steps"] = max(1, int(total) // int(micro))
+        given["gradient_accumulation_steps"] = max(1, total // max(1, micro))
     if not foreign.says("per_device_eval_batch_size"):
         given[tables["per_device_eval_batch_size"]] = micro
     epochs = foreign.number("num_train_epochs")
@@ -122,14 +122,14 @@ def _own_names(foreign: Foreign) -> None:
     if foreign.take("warmup_ratio"):
         foreign.note("differs", "the warm-up's steps are rounded up, and down there", "warmup_ratio")
     judged = bool(foreign.take("val_set_size"))
-    often = foreign.take("evals_per_epoch")
+    often = foreign.whole("evals_per_epoch")
     if judged and often:
-        foreign.put("trainer.val_check_interval", 1 / int(often) if int(often) > 1 else 1.0)
+        foreign.put("trainer.val_check_interval", 1 / often if often > 1 else 1.0)
     if not judged:
         given["eval_strategy"] = "no"
     elif often or foreign.says("eval_steps"):
         given["eval_strategy"] = "epochs" if often and not foreign.says("eval_steps") else "steps"
-    if (saved := foreign.take("saves_per_epoch")) and int(saved) != 1:
+    if foreign.whole("saves_per_epoch", 1) not in (0, 1):
         foreign.note("hand", "checkpoints within an epoch: give run.checkpoints.every_n_steps", "saves_per_epoch")
     if not foreign.says("save_steps"):
         given["save_strategy"] = given.get("save_strategy") or "epoch"
@@ -164,8 +164,8 @@ def _data(foreign: Foreign) -> None:
     share = foreign.number("val_set_size")
     foreign.put("data.splits", {"validation": int(share) if share >= 1 else share, "test": 0})
     foreign.put("data.duplicates", {"exact": bool(foreign.take("dataset_exact_deduplication", False))})
-    if workers := foreign.take("dataset_num_proc"):
-        foreign.put("data.preparation_workers", int(workers))
+    if workers := foreign.whole("dataset_num_proc"):
+        foreign.put("data.preparation_workers", workers)
     if foreign.take("sample_packing"):
         foreign.put("data.batching", "pack")
     if system := foreign.take("default_system_message"):
@@ -173,9 +173,12 @@ def _data(foreign: Foreign) -> None:
     listed, running = foreign.take("datasets"), foreign.take("pretraining_dataset")
     if running:
         foreign.put("data.streaming", True)
+    key = "datasets" if listed else "pretraining_dataset"
     listed = listed or ([running] if isinstance(running, str | dict) else running)
     if not listed:
         raise foreign.refuse("datasets is missing: say what is to be trained on")
+    if not isinstance(listed, list):
+        raise foreign.wrong(key, "a list of data sets")
     whole = bool(foreign.take("train_on_inputs", False))
     sources = [source for each in listed for source in _sources(foreign, each, bool(running))]
     learned = {source.pop("learn") for source in sources}
@@ -206,27 +209,26 @@ def _template(foreign: Foreign) -> None:
 def _sources(foreign: Foreign, each: Any, running: bool) -> list[dict[str, Any]]:
     """Where a data set lies, how it is read, what of it is learned and under which template."""
     part = foreign.data_set({"path": each} if isinstance(each, str) else each)
-    files, path, subset = part.get("data_files"), part.get("path"), part.get("name")
-    paths = ([files] if isinstance(files, str) else files) or [f"{path}:{subset}" if subset else path]
-    if part.get("ds_type") and not files and not Path(str(path)).exists():
+    path, paths = part.text("path"), foreign.files(part)
+    if part.take("ds_type") and not part.take("data_files") and not Path(str(path)).exists():
         foreign.note("hand", f"{path} is looked for where the command is given", "datasets")
-    if (split := part.get("split", "train")) != "train":
+    if (split := part.take("split", "train")) != "train":
         foreign.note("hand", f"ftlab finds splits by the files' names: {split} of {path} is none", "datasets")
     key, form = "datasets", part
     if running:
         key = "pretraining_dataset"
-        part.get("type")  # it is running text, whatever it says
-        form = Part({"type": "completion", "field": part.get("text_column", "text")})
+        part.take("type")  # it is running text, whatever it says
+        form = Part(f"{foreign.file}: {key}", {"type": "completion", "field": part.take("text_column", "text")})
     how = _read(foreign, form, str(path))
     foreign.note_unread(part, str(path), key)
     return [{"path": one, **how} for one in paths]
 
 
 def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
-    kind = each.get("type")
+    kind = each.take("type")
     plain = {"learn": "last", "template": "plain"}
     if isinstance(kind, dict):
-        words = Part(kind)
+        words = each.part("type")
         found = plain | _own_words(foreign, words, path)
         foreign.note_unread(words, f"the type of {path}", "datasets")
         return found
@@ -235,7 +237,7 @@ def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
         foreign.note("differs", "Alpaca's wording, with an empty ### Input where a record has none", "datasets")
         return plain | asset("shared")["wording of alpaca"]
     if name == "completion":
-        column = each.get("field") or "text"
+        column = each.take("field") or "text"
         text = {} if column == "text" else {"response": f"{{{column}}}"}
         return {"learn": "all", "template": "plain", "format": "text", **text}
     if name == "chat_template":
@@ -245,18 +247,18 @@ def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
 
 
 def _chat(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
-    column = each.get("field_messages") or "messages"
-    names = Part(each.get("message_property_mappings", {}))
-    role = names.get("role", each.get("message_field_role", "role"))
-    content = names.get("content", each.get("message_field_content", "value" if role == "from" else "content"))
+    column = each.take("field_messages") or "messages"
+    names = each.part("message_property_mappings")
+    role = names.take("role", each.take("message_field_role", "role"))
+    content = names.take("content", each.take("message_field_content", "value" if role == "from" else "content"))
     if (column, role, content) not in (("messages", "role", "content"), ("conversations", "from", "value")):
         what = f"messages of {path} in {column}, as {role} and {content}"
         foreign.note("hand", f"{what}: bring them into messages by data.function", "datasets")
     foreign.note_unread(names, f"message_property_mappings of {path}", "datasets")
-    trained = each.get("roles_to_train")
+    trained = each.take("roles_to_train")
     if trained not in (None, ["assistant"], ["gpt"], ["assistant", "gpt"], ["gpt", "assistant"]):
         foreign.note("hand", f"roles_to_train of {path}: give data.learn a list of roles", "datasets")
-    if each.get("train_on_eos") not in (None, "turn"):
+    if each.take("train_on_eos") not in (None, "turn"):
         foreign.note("differs", "the token that ends a turn is learned with it", "datasets")
     form = "conversations" if column == "conversations" else "messages"
     return {"learn": "assistant", "template": "auto", "format": form}
@@ -264,9 +266,9 @@ def _chat(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
 
 def _own_words(foreign: Foreign, kind: Part, path: str) -> dict[str, Any]:
     """A format of the user's own, with its columns in the place of Axolotl's names for them."""
-    form, without, system = kind.get("format"), kind.get("no_input_format"), kind.get("system_prompt")
+    form, without, system = kind.take("format"), kind.take("no_input_format"), kind.take("system_prompt")
     words = form or without or "{instruction}"
-    columns = {part: kind.get(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
+    columns = {part: kind.take(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
     for part in ("instruction", "input", "system"):
         words = words.replace(f"{{{part}}}", f"{{{columns[part]}}}")
     if system or (form and without):

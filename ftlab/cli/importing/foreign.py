@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -100,23 +102,104 @@ class Note:
     text: str
 
 
-class Part:
+class Values(ABC):
+    """What something says, key by key, each value of the shape that it must have."""
+
+    @abstractmethod
+    def take(self, name: str, otherwise: Any = None) -> Any:
+        """What is said under a key, else `otherwise`; null is as not said."""
+
+    @abstractmethod
+    def place(self, name: str) -> str:
+        """Where a key stands, for messages."""
+
+    def wrong(self, name: str, wanted: str) -> UserError:
+        """A value that the tool itself could not read."""
+        return UserError(f"{self.place(name)} is {self.take(name)!r}: it must be {wanted}")
+
+    def flag(self, name: str) -> bool:
+        """A value that is true or false."""
+        value = self.take(name, False)
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
+
+    def number(self, name: str, otherwise: float = 0.0) -> float:
+        """A number: 2e-5 is a text to YAML."""
+        value = self.take(name, otherwise)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise self.wrong(name, "a number") from None
+
+    def whole(self, name: str, otherwise: int = 0) -> int:
+        """A whole number."""
+        number = self.number(name, otherwise)
+        if not number.is_integer():
+            raise self.wrong(name, "a whole number")
+        return int(number)
+
+    def whole_or_none(self, name: str) -> int | None:
+        """A whole number; None where nothing is said."""
+        return None if self.take(name) is None else self.whole(name)
+
+    def text(self, name: str) -> str | None:
+        """A text; None where nothing is said."""
+        value = self.take(name)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(name, "a text")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts, or one alone."""
+        value = self.take(name, [])
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+            raise self.wrong(name, "a text or a list of texts")
+        return listed
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """A mapping, which a text may hold as JSON."""
+        value = self.take(name, {})
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = json.loads(value or "{}")
+        if not isinstance(value, dict):
+            raise self.wrong(name, "a mapping")
+        return dict(value)
+
+
+class Part(Values):
     """A mapping within a configuration, such as a data set's: what has been asked of it, and what has not.
 
     Args:
+        what: What it is, for messages.
         given: What it says.
         defaults: What its keys say where they are not given, as far as that matters.
+
+    Raises:
+        UserError: It is no mapping.
     """
 
-    def __init__(self, given: Mapping[str, Any], **defaults: Any) -> None:
-        self._given, self._defaults = given, defaults
+    def __init__(self, what: str, given: Any, **defaults: Any) -> None:
+        if not isinstance(given, Mapping):
+            raise UserError(f"{what} is {given!r}: it must be a mapping")
+        self._what, self._given, self._defaults = what, given, defaults
         self._read: set[str] = set()
 
-    def get(self, key: str, otherwise: Any = None) -> Any:
-        """What it says, else `otherwise`; null is as not said."""
-        self._read.add(key)
-        value = self._given.get(key)
+    def take(self, name: str, otherwise: Any = None) -> Any:
+        self._read.add(name)
+        value = self._given.get(name)
         return otherwise if value is None else value
+
+    def place(self, name: str) -> str:
+        return f"{self._what}: {name}"
+
+    def part(self, name: str) -> Part:
+        """A mapping within it."""
+        return Part(self.place(name), self.mapping(name))
 
     def unread(self) -> list[str]:
         """Keys that say something and that nobody has read."""
@@ -125,7 +208,7 @@ class Part:
 
 
 @dataclass
-class Foreign:
+class Foreign(Values):
     """A configuration that is being translated.
 
     Args:
@@ -158,40 +241,14 @@ class Foreign:
                 return value
         return otherwise
 
-    def flag(self, name: str) -> bool:
-        """The same as true or false."""
-        value = self.take(name, False)
-        if isinstance(value, str) and value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        if not isinstance(value, bool):
-            raise self.wrong(name, "true or false")
-        return value
-
-    def number(self, name: str, otherwise: float = 0.0) -> float:
-        """The same as a number: 2e-5 is a text to YAML."""
-        value = self.take(name, otherwise)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise self.wrong(name, "a number") from None
-
-    def whole(self, name: str, otherwise: int = 0) -> int:
-        """The same as a whole number."""
-        number = self.number(name, otherwise)
-        if number != int(number):
-            raise self.wrong(name, "a whole number")
-        return int(number)
+    def place(self, name: str) -> str:
+        return f"{self.file}: {self.key(name)}"
 
     def listed(self, name: str) -> list[str] | None:
-        """The same as a list: LLaMA-Factory's is a text with commas."""
-        value = self.take(name)
-        if isinstance(value, str):
+        """A list of texts, which LLaMA-Factory writes as one with commas; None where nothing is said."""
+        if isinstance(value := self.take(name), str):
             return [part.strip() for part in value.split(",")]
-        return value
-
-    def wrong(self, name: str, wanted: str) -> UserError:
-        """A value that the tool itself could not read."""
-        return UserError(f"{self.file}: {self.key(name)} is {self.take(name)!r}: it must be {wanted}")
+        return None if value is None else self.texts(name)
 
     def refuse(self, sentence: str) -> UserError:
         """What cannot be imported at all."""
@@ -209,17 +266,38 @@ class Foreign:
         """Says something of keys."""
         self.notes.append(Note(kind, tuple(self.key(name) for name in names), text))
 
-    def data_set(self, given: Mapping[str, Any], **defaults: Any) -> Part:
+    def part(self, name: str) -> Part:
+        """A mapping within it."""
+        return Part(self.place(name), self.mapping(name))
+
+    def data_set(self, given: Any, **defaults: Any) -> Part:
         """One of the data sets that the configuration lists.
 
         Raises:
             UserError: It is no mapping, or has a key that the tool does not know.
         """
-        if not isinstance(given, Mapping):
-            raise self.refuse(f"a data set is {given!r}: it must be a mapping")
+        what = f"{self.file}: a data set"
+        part = Part(what, given, **defaults)
         if unknown := [str(key) for key in given if key not in self.tool.of_dataset]:
-            raise self.refuse(no_such_keys(f"a data set of {self.tool.title}", unknown, self.tool.of_dataset))
-        return Part(given, **defaults)
+            raise UserError(no_such_keys(f"{what} of {self.tool.title}", unknown, self.tool.of_dataset))
+        return part
+
+    def files(self, part: Part) -> list[str]:
+        """The training files of a data set, or its name with that of a subset; other splits are named.
+
+        Raises:
+            UserError: It says neither.
+        """
+        path, subset = part.text("path"), part.text("name")
+        if isinstance(part.take("data_files"), dict):
+            of_split = part.part("data_files")
+            files = of_split.texts("train")
+            self.note_unread(of_split, f"data_files of {path}", "datasets")
+        else:
+            files = part.texts("data_files")
+        if not files and not path:
+            raise self.refuse("a data set has no path: say where it lies")
+        return files or [f"{path}:{subset}" if subset else str(path)]
 
     def note_unread(self, part: Part, what: str, name: str) -> None:
         """Names what has not been read of a part, which is known by `what` and stands under the key `name`."""

@@ -8,10 +8,13 @@ from typing import Any
 
 from ftlab.cli.importing import adapters, training
 from ftlab.cli.importing.foreign import Foreign, Part, asset
+from ftlab.errors import UserError
 
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 _MESSAGES = {"sharegpt": ("conversations", "from", "value"), "openai": ("messages", "role", "content")}
 """The column of a conversation, and in it who speaks and what is said."""
+_READ_ANYWAY = {("system", "system"), ("tools", "tools")}
+"""Columns that every format has, by the name that ftlab looks for."""
 _TAGS = {"user_tag": ("human", "user"), "assistant_tag": ("gpt", "assistant"), "system_tag": ("system",)}
 """Who speaks, as ftlab reads it, too."""
 
@@ -42,7 +45,7 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign, bf16: bool, pure: bool) -> None:
-    path = foreign.take("model_name_or_path")
+    path = foreign.text("model_name_or_path")
     if not path:
         raise foreign.refuse("model_name_or_path is missing: say which network is to be trained")
     foreign.put("model.network.path", path)
@@ -59,7 +62,11 @@ def _network(foreign: Foreign, bf16: bool, pure: bool) -> None:
 
 
 def _method(foreign: Foreign, compute: str) -> None:
-    how, size = foreign.take("finetuning_type"), foreign.take("quantization_bit")
+    how, size = foreign.take("finetuning_type"), foreign.whole_or_none("quantization_bit")
+    if size not in (None, 4, 8):
+        raise foreign.wrong("quantization_bit", "4 or 8")
+    if (by := foreign.take("quantization_method")) not in (None, "bnb", "bitsandbytes"):
+        foreign.note("hand", f"bitsandbytes holds the base in few bits here, not {by}", "quantization_method")
     kind, double = foreign.take("quantization_type"), foreign.flag("double_quantization")
     r = foreign.whole("lora_rank")
     pissa, iterations = foreign.flag("pissa_init"), foreign.whole("pissa_iter")
@@ -86,7 +93,7 @@ def _method(foreign: Foreign, compute: str) -> None:
     if how == "lora":
         bits = None
         if size is not None:
-            bits = {"kind": kind if int(size) == 4 else "int8", "double": double and int(size) == 4}
+            bits = {"kind": kind if size == 4 else "int8", "double": double and size == 4}
             bits["compute_dtype"] = compute
         adapters.adapter(foreign, targets, bits, **options)
     elif how == "oft":
@@ -135,8 +142,8 @@ def _data(foreign: Foreign, stage: str) -> None:
         foreign.put("data.streaming", True)
         foreign.put("data.shuffle_window", foreign.whole("buffer_size"))
     foreign.take("buffer_size")
-    if workers := foreign.take("preprocessing_num_workers"):
-        foreign.put("data.preparation_workers", int(workers))
+    if workers := foreign.whole("preprocessing_num_workers"):
+        foreign.put("data.preparation_workers", workers)
     history, prompts = foreign.flag("mask_history"), foreign.flag("train_on_prompt")
     foreign.put("data.learn", "all" if prompts or stage == "pt" else "last" if history else "assistant")
     if system := foreign.take("default_system"):
@@ -159,18 +166,18 @@ def _template(foreign: Foreign, stage: str) -> None:
 
 
 def _sources(foreign: Foreign, stage: str) -> None:
-    names, place = foreign.listed("dataset"), str(foreign.take("dataset_dir"))
+    names, place = foreign.listed("dataset"), foreign.text("dataset_dir") or ""
     if not names:
         raise foreign.refuse("dataset is missing: say what is to be trained on")
     described = _described(place)
-    limit, weights = foreign.take("max_samples"), foreign.listed("interleave_probs")
+    limit, weights = foreign.whole("max_samples"), _weights(foreign, len(names))
     mixing = foreign.take("mix_strategy")
     sources = []
     for number, name in enumerate(names):
         source = _source(foreign, name, Path(place), described, stage)
-        size = [int(each) for each in (limit, described.get(name, {}).get("num_samples")) if each]
+        size = [each for each in (limit, source.pop("limit", 0)) if each]
         source |= {"limit": min(size)} if size else {}
-        source |= {"weight": float(weights[number])} if weights else {}
+        source |= {"weight": weights[number]} if weights else {}
         sources.append(source)
     if len(sources) == 1 and "limit" not in sources[0] and "weight" not in sources[0]:
         for key, value in sources[0].items():
@@ -182,12 +189,27 @@ def _sources(foreign: Foreign, stage: str) -> None:
         foreign.put("data.mixing", {"how": "probability", "stop": stop})
 
 
+def _weights(foreign: Foreign, sets: int) -> list[float]:
+    """How much is taken of each set; nothing where that is not said."""
+    try:
+        weights = [float(each) for each in foreign.listed("interleave_probs") or ()]
+    except ValueError:
+        raise foreign.wrong("interleave_probs", "numbers") from None
+    if weights and len(weights) != sets:
+        raise foreign.wrong("interleave_probs", f"a number for each of the {sets} sets")
+    return weights
+
+
 def _described(place: str) -> dict[str, Any]:
     """dataset_info.json, by the names of the sets; nothing where it is not at hand."""
+    file = Path(place) / "dataset_info.json"
     try:
-        return json.loads((Path(place) / "dataset_info.json").read_text(encoding="utf-8"))
+        described = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if not isinstance(described, dict):
+        raise UserError(f"{file} holds no names: it must be a mapping of data sets")
+    return described
 
 
 def _source(foreign: Foreign, name: str, place: Path, described: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -195,19 +217,24 @@ def _source(foreign: Foreign, name: str, place: Path, described: dict[str, Any],
     if name not in described:
         foreign.note("hand", f"{name} is not in {place / 'dataset_info.json'}: give its file as data.path", "dataset")
         return {"path": name}
-    info = Part(described[name], split="train")
-    info.get("num_samples")  # the caller's, beside max_samples
-    hub, file, subset = info.get("hf_hub_url"), info.get("file_name", name), info.get("subset")
-    if info.get("ranking"):
+    info = Part(f"{place / 'dataset_info.json'}: {name}", described[name], split="train")
+    hub, file, subset = info.text("hf_hub_url"), info.text("file_name") or name, info.text("subset")
+    limit = info.whole("num_samples")
+    if info.take("ranking"):
         raise foreign.refuse(f"{name} holds pairs of answers (ranking), which need an objective that ftlab has not")
     how = _form(foreign, name, info, stage)
     foreign.note_unread(info, name, "dataset")
-    return {"path": f"{hub}:{subset}" if hub and subset else hub or str(place / file), **how}
+    path = f"{hub}:{subset}" if hub and subset else hub or str(place / file)
+    return {"path": path, **how, **({"limit": limit} if limit else {})}
 
 
 def _form(foreign: Foreign, name: str, info: Part, stage: str) -> dict[str, Any]:
     """How the records of a set are read."""
-    form, columns, tags = info.get("formatting", "alpaca"), info.get("columns", {}), Part(info.get("tags", {}))
+    form, tags = info.text("formatting") or "alpaca", info.part("tags")
+    named, columns = info.part("columns"), dict[str, str]()
+    for key in info.mapping("columns"):
+        if (column := named.text(key)) and (key, column) not in _READ_ANYWAY:
+            columns[key] = column
     if stage == "pt":
         column = columns.get("prompt", "instruction")
         return {"format": "text", **({} if column == "text" else {"response": f"{{{column}}}"})}
@@ -220,14 +247,14 @@ def _form(foreign: Foreign, name: str, info: Part, stage: str) -> dict[str, Any]
             found = {"prompt": "\n".join(f"{{{column}}}" for column in asked), "response": f"{{{answer}}}"}
     else:
         column, role, content = _MESSAGES.get(form, _MESSAGES["sharegpt"])
-        said = columns.get("messages", column), tags.get("role_tag", role), tags.get("content_tag", content)
+        said = columns.get("messages", column), tags.take("role_tag", role), tags.take("content_tag", content)
         found = {"format": "messages" if said == _MESSAGES["openai"] else "conversations"}
         other = [column for key, column in columns.items() if key != "messages"]
         if said not in _MESSAGES.values():
             other = [*said, *other]
         for tag, names in _TAGS.items():
-            if tags.get(tag, names[0]) not in names:
-                other.append(f"{tag} {tags.get(tag)}")
+            if tags.take(tag, names[0]) not in names:
+                other.append(f"{tag} {tags.take(tag)}")
     if other:
         foreign.note("hand", f"{', '.join(other)} of {name}: bring its records into shape by data.function", "dataset")
     foreign.note_unread(tags, f"the tags of {name}", "dataset")

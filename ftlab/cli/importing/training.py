@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ftlab.cli.importing.foreign import Foreign, asset
+from ftlab.cli.importing.foreign import Foreign, Part, asset
 
 
 def common(foreign: Foreign) -> None:
@@ -64,8 +64,8 @@ def _batches(foreign: Foreign) -> None:
         if value < 1:
             raise foreign.wrong(name, "1 or more")
     foreign.put("data.batch_size", size)
-    if size_of_evaluation := foreign.take("per_device_eval_batch_size"):
-        foreign.put("data.eval_batch_size", int(size_of_evaluation))
+    if size_of_evaluation := foreign.whole("per_device_eval_batch_size"):
+        foreign.put("data.eval_batch_size", size_of_evaluation)
     foreign.put("trainer.accumulate_grad_batches", accumulated)
     foreign.put("trainer.devices", 1)
     foreign.note(
@@ -105,7 +105,7 @@ def _optimizer(foreign: Foreign) -> None:
 def _schedule(foreign: Foreign) -> None:
     table = asset("shared")["schedules"]
     name = str(foreign.take("lr_scheduler_type", "linear"))
-    more = _mapping(foreign, "lr_scheduler_kwargs")
+    more = foreign.mapping("lr_scheduler_kwargs")
     rate = foreign.number("learning_rate")
     arguments: dict[str, Any] = {"warmup": 0 if name == "constant" else _warmup(foreign)}
     if name not in table:
@@ -183,20 +183,20 @@ def _steps(foreign: Foreign, name: str, value: float) -> int | None:
 
 def _seeds(foreign: Foreign) -> None:
     foreign.put("seed_everything", foreign.whole("seed", 42))
-    if "data_seed" in foreign.tool.keys and (order := foreign.take("data_seed")) is not None:
-        foreign.put("seeds.order", int(order))
+    if "data_seed" in foreign.tool.keys and (order := foreign.whole_or_none("data_seed")) is not None:
+        foreign.put("seeds.order", order)
 
 
 def logging(foreign: Foreign) -> None:
     """W&B as it is said to report to."""
-    said = foreign.take("report_to", "none")
-    names = [said] if isinstance(said, str) else list(said)
+    names = foreign.texts("report_to")
     if {"wandb", "all"} & set(names):
         foreign.put("wandb.mode", "auto")
     else:
         foreign.put("wandb.mode", "disabled")
         if others := [name for name in names if name != "none"]:
-            foreign.note("ours", f"curves go to metrics.csv and W&B, not to {', '.join(others)}", "report_to")
+            said = f"a logger for {', '.join(others)} is a class in trainer.logger: docs/how-to/wandb.md"
+            foreign.note("hand", said, "report_to")
 
 
 def _strategy(foreign: Foreign) -> None:
@@ -204,7 +204,7 @@ def _strategy(foreign: Foreign) -> None:
     if shards or options:
         _on_all(foreign, "fsdp", "fsdp" if shards else "fsdp_config", "what is wrapped and gathered")
     elif deep:
-        sharded = _stage(deep) == 3
+        sharded = _stage(foreign, deep) == 3
         _on_all(foreign, "fsdp" if sharded else "ddp", "deepspeed", "what DeepSpeed's file says beside its stage")
 
 
@@ -216,24 +216,13 @@ def _on_all(foreign: Foreign, strategy: str, name: str, rest: str) -> None:
     )
 
 
-def _stage(said: Any) -> int:
+def _stage(foreign: Foreign, said: Any) -> int:
     """The stage of ZeRO: of the file where it is at hand, else by its name."""
     if isinstance(said, str):
-        if Path(said).is_file():
-            try:
-                said = json.loads(Path(said).read_text(encoding="utf-8"))
-            except ValueError:
-                return 0
-        else:
+        if not Path(said).is_file():
             return 3 if any(word in said.lower() for word in ("z3", "zero3", "zero-3", "ds3")) else 0
-    return int(said.get("zero_optimization", {}).get("stage", 0)) if isinstance(said, dict) else 0
-
-
-def _mapping(foreign: Foreign, name: str) -> dict[str, Any]:
-    said = foreign.take(name)
-    if isinstance(said, str):
         try:
-            said = json.loads(said)
+            said = json.loads(Path(said).read_text(encoding="utf-8"))
         except ValueError:
-            raise foreign.wrong(name, "a mapping") from None
-    return dict(said or {})
+            return 0
+    return Part(foreign.place("deepspeed"), said).part("zero_optimization").whole("stage")

@@ -27,7 +27,7 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign) -> None:
-    path = foreign.take("model_name_or_path")
+    path = foreign.text("model_name_or_path")
     if not path:
         raise foreign.refuse("model_name_or_path is missing: say which network is to be trained")
     foreign.put("model.network.path", path)
@@ -81,8 +81,7 @@ def _data(foreign: Foreign) -> None:
         foreign.put("data.path", sources[0]["path"])
     else:
         foreign.put("data.sources", sources)
-    length = foreign.take("max_length")
-    foreign.put("data.max_length", None if length is None else int(length))
+    foreign.put("data.max_length", foreign.whole_or_none("max_length"))
     end = foreign.take("truncation_mode") == "keep_end"
     foreign.put("data.truncate_from", "left" if end else "right")
     packed, cut = foreign.flag("packing"), foreign.take("packing_strategy") != "bfd"
@@ -95,8 +94,8 @@ def _data(foreign: Foreign) -> None:
     foreign.put("data.splits", {"validation": share, "test": 0})
     if foreign.flag("dataset_streaming") or foreign.flag("streaming"):
         foreign.put("data.streaming", True)
-    if workers := foreign.take("dataset_num_proc"):
-        foreign.put("data.preparation_workers", int(workers))
+    if workers := foreign.whole("dataset_num_proc"):
+        foreign.put("data.preparation_workers", workers)
     _template(foreign, _found(str(sources[0]["path"])))
     for name, same in {"dataset_train_split": ("train",), "dataset_test_split": ("validation", "dev", "val")}.items():
         split = foreign.take(name)
@@ -106,21 +105,19 @@ def _data(foreign: Foreign) -> None:
 
 
 def _sources(foreign: Foreign) -> list[dict[str, Any]]:
-    listed, name, subset = foreign.take("datasets"), foreign.take("dataset_name"), foreign.take("dataset_config")
+    name, subset = foreign.text("dataset_name"), foreign.text("dataset_config")
+    listed = foreign.take("datasets", [])
+    if not isinstance(listed, list):
+        raise foreign.wrong("datasets", "a list of data sets")
     if not listed:
-        return [{"path": _named(name, subset)}] if name else []
+        return [{"path": f"{name}:{subset}" if subset else name}] if name else []
     found = []
     for each in listed:
         part = foreign.data_set(each, split="train")
-        files, path, subset = part.get("data_files"), part.get("path"), part.get("name")
-        paths = [files] if isinstance(files, str) else files or [_named(path, subset)]
+        paths = foreign.files(part)
         found += [{"path": one} for one in paths]
-        foreign.note_unread(part, str(paths[0]), "datasets")
+        foreign.note_unread(part, paths[0], "datasets")
     return found
-
-
-def _named(path: Any, subset: Any) -> str:
-    return f"{path}:{subset}" if subset else str(path)
 
 
 def _template(foreign: Foreign, kind: str | None) -> None:
