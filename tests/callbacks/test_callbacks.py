@@ -218,7 +218,12 @@ class TestFrozenBase:
             )
 
     def test_what_is_trained_may_change(self, make_module: Make, make_data: Make, make_trainer: Make) -> None:
-        make_trainer(max_steps=2, callbacks=[FrozenBase()]).fit(make_module(Full(["*norm*"])), make_data())
+        module = make_module(Full(["*norm*"]), optimizer=adam)
+        make_trainer(max_steps=2, callbacks=[FrozenBase()]).fit(module, make_data())  # which is not refused
+        before = dict(module.pretrained.model().named_parameters())
+        changed = {name for name, now in module.network.named_parameters() if not torch.equal(now, before[name])}
+        assert changed
+        assert all("norm" in name for name in changed)
 
 
 class TestModelWriter:

@@ -1,10 +1,5 @@
-"""`ftlab import-config`: files as the three tools' examples have them, trained, and their numbers by TRL's own count.
+"""`ftlab import-config`: the three tools' own examples, trained, and their numbers by TRL's own count."""
 
-The files are those of TRL's documentation, LLaMA-Factory's examples/train_lora and Axolotl's examples/llama-3, with
-another network and records.
-"""
-
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,170 +8,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import foreign_files
 import pytest
 import torch
 import yaml
+from foreign_files import change, config_of
 
 from ftlab.cli.experiment import Experiment
 from ftlab.cli.importing import _TRANSLATE, imported
 from ftlab.cli.importing.foreign import NAMES, read, tool
-from ftlab.errors import UserError
 from ftlab.modules.steps import total_steps
 from ftlab.networks import Network
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false")
 
-TRL = """
-model_name_or_path: {network}
-dataset_name: {data}
-learning_rate: 2.0e-4
-num_train_epochs: 2
-per_device_train_batch_size: 2
-gradient_accumulation_steps: 4
-lr_scheduler_type: cosine
-warmup_steps: 0.5
-eval_strategy: steps
-eval_steps: 2
-dataset_test_split: validation
-use_peft: true
-lora_r: 32
-lora_alpha: 16
-max_length: 96
-output_dir: Qwen2-0.5B-SFT
-use_cpu: true
-"""
-
-LLAMA_FACTORY = """
-### model
-model_name_or_path: {network}
-trust_remote_code: true
-
-### method
-stage: sft
-do_train: true
-finetuning_type: lora
-lora_rank: 8
-lora_target: all
-
-### dataset
-dataset: identity,chats
-dataset_dir: {data}
-template: llama3
-cutoff_len: 96
-max_samples: 10
-overwrite_cache: true
-preprocessing_num_workers: 1
-
-### output
-output_dir: saves/llama3-8b/lora/sft
-logging_steps: 1
-save_steps: 500
-plot_loss: true
-overwrite_output_dir: true
-
-### train
-per_device_train_batch_size: 1
-gradient_accumulation_steps: 8
-learning_rate: 1.0e-4
-num_train_epochs: 3.0
-lr_scheduler_type: cosine
-warmup_ratio: 0.1
-bf16: true
-ddp_timeout: 180000000
-"""
-
-AXOLOTL = """
-base_model: {network}
-model_type: AutoModelForCausalLM
-tokenizer_type: AutoTokenizer
-
-load_in_8bit: false
-load_in_4bit: true
-strict: false
-
-datasets:
-  - path: {data}/alpaca.jsonl
-    type: alpaca
-dataset_prepared_path:
-val_set_size: 0.2
-output_dir: ./outputs/qlora-out
-
-adapter: qlora
-lora_model_dir:
-
-sequence_len: 512
-sample_packing: false
-pad_to_sequence_len: true
-
-lora_r: 32
-lora_alpha: 16
-lora_dropout: 0.05
-lora_target_modules:
-lora_target_linear: true
-lora_fan_in_fan_out:
-
-wandb_project:
-wandb_entity:
-
-gradient_accumulation_steps: 4
-micro_batch_size: 2
-num_epochs: 4
-optimizer: paged_adamw_32bit
-lr_scheduler: cosine
-learning_rate: 2e-4
-
-train_on_inputs: false
-group_by_length: false
-bf16: auto
-fp16:
-tf32: false
-
-gradient_checkpointing: true
-early_stopping_patience:
-resume_from_checkpoint:
-logging_steps: 1
-xformers_attention:
-flash_attention: true
-
-warmup_steps: 2
-evals_per_epoch: 1
-saves_per_epoch: 1
-debug:
-deepspeed:
-weight_decay: 0.0
-fsdp:
-special_tokens:
-  pad_token: "<|end_of_text|>"
-"""
-FILES = {"trl": TRL, "llama-factory": LLAMA_FACTORY, "axolotl": AXOLOTL}
-
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, data_path: str) -> Path:
-    """The working directory, with the three files, and what LLaMA-Factory and Axolotl train on."""
+    """The working directory, with the three tools' files."""
     monkeypatch.chdir(tmp_path)
-    rows = [{"instruction": f"Count to {n}.", "input": "", "output": f"It is {n}."} for n in range(16)]
-    chats = [
-        {"conversations": [{"from": "human", "value": f"Is it {n}?"}, {"from": "gpt", "value": f"No, {n}."}]}
-        for n in range(12)
-    ]
-    for name, lines in {"alpaca": rows, "chats": chats}.items():
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
-    described = {
-        "identity": {"file_name": "alpaca.jsonl"},
-        "chats": {"file_name": "chats.jsonl", "formatting": "sharegpt"},
-    }
-    Path("dataset_info.json").write_text(json.dumps(described))
-    data = {"trl": data_path, "llama-factory": str(tmp_path), "axolotl": str(tmp_path)}
-    for name, text in FILES.items():
-        base = ROOT / "ftlab/assets/network" if name == "axolotl" else network.path  # Alpaca's wording takes room
-        Path(f"{name}.yaml").write_text(text.format(network=base, data=data[name]))
+    foreign_files.write(network.path, data_path)
     return tmp_path
-
-
-def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load(imported(Path(f"{name}.yaml"))[0])
 
 
 def experiment_of(name: str, *options: str) -> Experiment:
@@ -312,61 +165,6 @@ def test_axolotl_is_carried_over(place: Path) -> None:
     assert "### Instruction:\nCount to 0.\n\n### Input:\n\n\n### Response:\n" in first.prompt
 
 
-def change(name: str, **values: Any) -> None:
-    config = yaml.safe_load(Path(f"{name}.yaml").read_text()) | values
-    Path(f"{name}.yaml").write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not None}))
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "near"),
-    [
-        ("trl", "lora_rr", "lora_r"),
-        ("llama-factory", "cutof_len", "cutoff_len"),
-        ("axolotl", "micro_batchsize", "micro_batch_size"),
-    ],
-)
-def test_a_key_that_the_tool_does_not_know_is_refused(
-    name: str, key: str, near: str, place: Path, refused: Callable[..., str]
-) -> None:
-    change(name, **{key: 1})
-    sentence = refused("import-config", f"{name}.yaml", "-o", "mine.yaml")
-    assert f"has no key {key} (did you mean {near}?): correct it" in sentence
-    change(name, zzz=2)
-    assert f"has no key {key} (did you mean {near}?), zzz: " in refused("import-config", f"{name}.yaml")
-    assert not Path("mine.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "sets", "said"),
-    [
-        (
-            "axolotl",
-            "datasets",
-            [{"path": "a.jsonl", "type": "alpaca", "shards": 4, "revision": "x", "split": "train", "roles": None}],
-            "revision, shards of a.jsonl are not carried over",
-        ),
-        (
-            "axolotl",
-            "datasets",
-            [{"path": "a.jsonl", "type": {"field_output": "answer", "system_format": "{system}!"}}],
-            "system_format of the type of a.jsonl is not carried over",
-        ),
-        (
-            "axolotl",
-            "datasets",
-            [{"path": "a.jsonl", "type": "chat_template", "message_property_mappings": {"content": "text"}}],
-            "messages of a.jsonl in messages, as role and text: bring them",
-        ),
-        ("axolotl", "bnb_config_kwargs", {"bnb_4bit_quant_storage": "uint8"}, "bnb_4bit_quant_storage of it is not"),
-        ("trl", "datasets", [{"path": "a", "split": "dev", "fraction": 0.5}], "fraction, split of a are not carried"),
-    ],
-)
-def test_what_is_not_read_of_a_part_is_named(name: str, key: str, sets: Any, said: str, place: Path) -> None:
-    change(name, **{key: sets})
-    _, notes = imported(Path(f"{name}.yaml"))
-    assert [line for line in notes if line.startswith(f"{key} must be done by hand") and said in line]
-
-
 @pytest.mark.parametrize(
     ("info", "source", "said"),
     [
@@ -412,42 +210,6 @@ def test_sets_of_llama_factory(info: dict[str, Any], source: dict[str, Any], sai
     assert any(said in line for line in by_hand) if said else not by_hand
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_value_of_any_shape_is_read_or_refused(name: str, place: Path) -> None:
-    """Never another error than the one that a user is meant to read."""
-    known = yaml.safe_load(Path(f"{name}.yaml").read_text())
-    for key in tool(name).maps:
-        for value in (3, -1.5, "abc", [1], ["a"], {"a": 1}, {"a": {"b": [1]}}, True):
-            Path("other.yaml").write_text(yaml.safe_dump(known | {key: value}))
-            with contextlib.suppress(UserError):
-                imported(Path("other.yaml"), name)
-
-
-@pytest.mark.parametrize(
-    ("name", "sets"),
-    [
-        *[(name, {"path": "a.jsonl"}) for name in ("trl", "axolotl")],
-        *[(name, [{"path": "a.jsonl"}, 3]) for name in ("trl", "axolotl")],
-        *[(name, [{"name": "a"}]) for name in ("trl", "axolotl")],
-        ("axolotl", "abc"),
-        ("axolotl", [{"path": ["a"]}]),
-        ("axolotl", [{"path": "a", "type": "chat_template", "message_property_mappings": ["a"]}]),
-        ("llama-factory", {"it": 3}),
-        ("llama-factory", {"it": {"columns": [1]}}),
-        ("llama-factory", {"it": {"tags": 3}}),
-        ("llama-factory", {"it": {"num_samples": "x"}}),
-        ("llama-factory", [1]),
-    ],
-)
-def test_a_data_set_of_another_shape_is_refused(name: str, sets: Any, place: Path, refused: Callable[..., str]) -> None:
-    if name == "llama-factory":
-        Path("dataset_info.json").write_text(json.dumps(sets))
-        change(name, dataset="it")
-    else:
-        change(name, datasets=sets)
-    assert "data" in refused("import-config", f"{name}.yaml")
-
-
 def test_files_of_splits_are_those_that_train(place: Path) -> None:
     change("trl", datasets=[{"path": "json", "data_files": {"train": ["a.jsonl", "b.jsonl"], "test": "c.jsonl"}}])
     text, notes = imported(Path("trl.yaml"))
@@ -455,49 +217,9 @@ def test_files_of_splits_are_those_that_train(place: Path) -> None:
     assert any("test of data_files of json is not carried over" in line for line in notes)
 
 
-def test_one_key_and_several_are_told_in_good_grammar(place: Path) -> None:
-    change("axolotl", comet_mode="online", bench_dataset="x", unfrozen_parameters=None)
-    _, notes = imported(Path("axolotl.yaml"))
-    (without,) = (line for line in notes if "no counterpart" in line)
-    assert without == "bench_dataset: x, comet_mode: online have no counterpart in ftlab"
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "said"),
-    [
-        ("llama-factory", {"stage": "ppo"}, "stage ppo has an objective that ftlab has not"),
-        ("llama-factory", {"do_train": False}, "it does not train"),
-        ("axolotl", {"rl": "dpo"}, "rl dpo has an objective"),
-        ("axolotl", {"datasets": [{"path": "a.jsonl", "tpye": "alpaca"}]}, "no key tpye (did you mean type?)"),
-        ("axolotl", {"num_epochs": 0.5}, "num_epochs is 0.5, and ftlab trains whole epochs"),
-        ("trl", {"learning_rate": "fast"}, "learning_rate is 'fast': it must be a number"),
-        ("trl", {"load_in_4bit": True, "use_peft": False}, "cannot be trained whole"),
-    ],
-)
-def test_what_cannot_be_imported_is_refused(
-    name: str, values: dict[str, Any], said: str, place: Path, refused: Callable[..., str]
-) -> None:
-    change(name, **values)
-    assert said in refused("import-config", f"{name}.yaml")
-
-
-def test_whose_it_is(place: Path, refused: Callable[..., str]) -> None:
-    assert [read(Path(f"{name}.yaml"), None).tool.name for name in NAMES] == list(NAMES)
-    Path("both.yaml").write_text("model_name_or_path: x\nlearning_rate: 1e-4\n")
-    assert "may be a configuration of TRL or LLaMA-Factory" in refused("import-config", "both.yaml")
-    Path("none.yaml").write_text("layers: 3\n")
-    assert "none of its keys" in refused("import-config", "none.yaml")
-
-
 def test_json_is_read(place: Path) -> None:
     Path("lf.json").write_text(json.dumps(yaml.safe_load(Path("llama-factory.yaml").read_text())))
     assert yaml.safe_load(imported(Path("lf.json"))[0]) == config_of("llama-factory")
-
-
-def test_a_file_that_is_there_stays(place: Path, refused: Callable[..., str]) -> None:
-    Path("mine.yaml").write_text("kept")
-    assert "is there already" in refused("import-config", "trl.yaml", "-o", "mine.yaml")
-    assert Path("mine.yaml").read_text() == "kept"
 
 
 @pytest.mark.parametrize("name", NAMES)

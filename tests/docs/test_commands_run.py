@@ -141,14 +141,15 @@ def test_commands_do_what_they_say(page: Path, world: Path, tmp_path: Path) -> N
         (place / file).write_text(text.replace("$NETWORK", str(NETWORK)))
         if "sweeps/" in file:
             small(place / file)
-    wrong, lines = {}, [""]
+    wrong: dict[str, str] = {}
+    printed: list[str] = []
     for command in dict.fromkeys(commands(page)):
         if any(re.search(pattern, command) for pattern in NOT_HERE):
             continue
-        piped = "FILE" in command and len(lines) > 0 and lines[0].startswith("runs/")
-        for told in [command.replace("FILE", line) for line in lines] if piped else [command]:
+        runs = [line for line in printed if line.startswith("runs/")]  # which xargs puts in the place of FILE
+        for told in [command.replace("FILE", line) for line in runs] if "FILE" in command and runs else [command]:
             done = run(place, prepared(told))
             if done.returncode:
                 wrong[told] = f"{done.stdout[-500:]}{done.stderr[-1500:]}"
-            lines = done.stdout.splitlines()
+            printed = done.stdout.splitlines()
     assert not wrong, "\n".join(f"ftlab {command}\n{said}" for command, said in wrong.items())
