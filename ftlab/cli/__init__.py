@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 from ftlab import __version__
@@ -105,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv is None and verb == "fit":
             _say_what_begins(rest)
-        return _imported(verb, rest, argv is None).run(verb, rest)
+        with _known_for_an_interrupt():
+            module = _imported(verb, rest, argv is None)
+        return module.run(verb, rest)
     except UserError as error:
         if verbose:
             raise
@@ -129,6 +135,30 @@ def _say_what_begins(arguments: Sequence[str]) -> None:
     if first and not other:
         files = ", ".join(map(str, config_files(arguments))) or "what the command line says"
         print(f"ftlab: fit {files}: importing torch and Lightning", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _known_for_an_interrupt() -> Iterator[None]:
+    """Has an import that Ctrl-C breaks off end as that, whatever error a half-made module makes of it."""
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    alone = threading.current_thread() is threading.main_thread()  # no other may listen to signals
+    if not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if asked:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _imported(verb: str, arguments: Sequence[str], alone: bool) -> Any:

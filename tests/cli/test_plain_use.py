@@ -13,6 +13,8 @@ import pytest
 from terminals import Terminal, without_codes
 from written_runs import write_method
 
+from ftlab import cli
+from ftlab.cli import main
 from ftlab.console import draws_bars
 from ftlab.networks import Network
 
@@ -106,6 +108,25 @@ def test_ctrl_c_while_compare_is_being_imported(tmp_path: Path, monkeypatch: pyt
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert (out, err) == ("", "ftlab: stopped by the user\n")
+
+
+def test_ctrl_c_of_which_a_half_made_module_makes_an_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def half_made(*_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as stop:
+            raise AttributeError("module 'numpy._core' has no attribute '_multiarray_umath'") from stop
+
+    monkeypatch.setattr(cli, "_imported", half_made)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["ls"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr() == ("", "ftlab: stopped by the user\n")
 
 
 def test_programs_read_what_prepare_and_diff_print(workplace: Path, ftlab: Callable[..., Any]) -> None:
