@@ -293,7 +293,8 @@ def _take_whole_numbers_as_such(parser: LightningArgumentParser) -> None:
         hint: Any = getattr(action, "_typehint", None)
         kinds = get_args(hint) if get_origin(hint) is Union else ()
         if int in kinds and float in kinds:
-            action._typehint = Union[(*(kind for kind in kinds if kind is not float), float)]  # type: ignore[attr-defined]
+            others = (kind for kind in kinds if kind not in (int, float))  # str among them, which takes any number
+            action._typehint = Union[(int, float, *others)]  # type: ignore[attr-defined]
 
 
 def _refuse_what_lightning_takes(config: Any) -> None:

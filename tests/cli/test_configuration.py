@@ -102,7 +102,8 @@ def test_a_later_file_changes_what_it_names_alone(workplace: Path, ftlab: Callab
 @pytest.mark.parametrize(("given", "kept"), [("1", 1), ("1.0", 1.0), ("0.5", 0.5)])
 def test_one_batch_is_not_all_of_them(given: str, kept: float, workplace: Path) -> None:
     """Whoever has written Optional[Union[float, int]] before: typing hands that out for the other order, too."""
-    words = ["fit", "-c", "tiny.yaml", "--trainer.limit_val_batches", given, "--print_config"]
+    keys = ["limit_val_batches", "val_check_interval"]  # the second takes a text, too
+    words = ["fit", "-c", "tiny.yaml", *(f"--trainer.{key}={given}" for key in keys), "--print_config"]
     code = f"""
 from typing import Optional, Union
 Optional[Union[float, int]]
@@ -110,8 +111,8 @@ from ftlab.cli import main
 main({words})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    limit = yaml.safe_load(done.stdout)["trainer"]["limit_val_batches"]
-    assert (limit, type(limit)) == (kept, type(kept))
+    trainer = yaml.safe_load(done.stdout)["trainer"]
+    assert [(trainer[key], type(trainer[key])) for key in keys] == [(kept, type(kept))] * 2
 
 
 def test_the_command_line_overrides(
