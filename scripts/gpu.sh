@@ -4,17 +4,17 @@
 #   PLACE      scratch directory for networks with random weights, 20 GB
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
-#   PART       profile (2 minutes on an H200), tests and memory (5, at the same time), head (1), start (1), speed (6),
-#              packed (3), large (4), in that order; by default all
-# In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter. SMALL=1 tries the same on
-# a CPU with tiny networks.
+#   PART       profile (2 minutes on an H200), tests and memory (5, at the same time), head (1), start (1), speed (8, of
+#              which networks 1), packed (3), peers (6), in that order; by default all
+# In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter; STEPS are those of an arm,
+# of which 4 are not measured. SMALL=1 tries the same on a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
 parts=" ${*:5} "
-[ "$parts" != "  " ] || parts=" tests memory head profile start speed packed large "
+[ "$parts" != "  " ] || parts=" tests memory head profile start speed packed peers "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
-small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=30
+small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=${STEPS:-16}
 [ -z "${SMALL:-}" ] || { small=llama-256 large=llama-256 length=64 mixed=32-true pure=32-true steps=6; }
 
 wanted() { [[ "$parts" == *" $1 "* ]]; }
@@ -63,7 +63,7 @@ network_directory('$1', Path('$tokenizer'), Path('$place'))"
 }
 make_network $small
 making=
-if [[ "$parts" =~ memory|start|speed|large ]] && [ $small != $large ]; then
+if [[ "$parts" =~ memory|start|speed|peers ]] && [ $small != $large ]; then
   make_network $large & # nothing is timed meanwhile
   making=$!
 fi
@@ -127,20 +127,21 @@ PYTHON
   head -40 "$out/start.txt" | cut -c 1-150
   echo "-- start: $((SECONDS - began)) s"
 fi
+full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
 if wanted speed; then
-  full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
-  bench full_small --network $small --method full --precision $pure "${full[@]}" --arms bare ftlab ftlab:compile hf trl
-  bench lora_large --network $large --method lora --precision $mixed "${full[@]}" --arms bare ftlab ftlab:compile trl
-  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab ftlab:compile
+  bench full_small --network $small --method full --precision $pure "${full[@]}" --arms bare ftlab:compile ftlab
+  bench lora_large --network $large --method lora --precision $mixed "${full[@]}" --arms bare ftlab:compile ftlab
+  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab:compile ftlab
+  bench full_large --network $large --method full --precision $pure "${full[@]}" --arms ftlab:compile
 fi
 if wanted packed; then # steps as large as a card is kept busy by, all in some 960 records
   bench packed --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
-    --packs 4 --steps $((steps == 30 ? 120 : 40)) --arms ftlab:pack ftlab:pack+compile trl:pack trl:pack+liger
+    --packs 4 --steps $((steps > 10 ? 120 : 40)) --arms ftlab:pack+compile trl:pack+liger ftlab:pack trl:pack
 fi
-if wanted large; then
-  bench lora_large_others --network $large --method lora --precision $mixed --length "$length" \
-    --data "$place/long_$length.jsonl" --batch-size 4 --arms bare hf trl:liger
+if wanted peers; then
+  bench full_small_peers --network $small --method full --precision $pure "${full[@]}" --arms bare hf trl
+  bench lora_large_peers --network $large --method lora --precision $mixed "${full[@]}" --arms bare hf trl trl:liger
   bench skewed --network $small --method lora --precision $mixed --length "$length" --data "$data" --batch-size 8 \
-    --arms bare ftlab hf trl
+    --arms bare ftlab:compile ftlab hf trl
 fi
 echo "== after $SECONDS s"
