@@ -14,7 +14,7 @@ import ftlab.methods
 PACKAGE = Path(ftlab.__file__).parent
 FLOORS = [
     {"__init__", "errors", "pages", "console"},
-    {"progress"},
+    {"progress", "yaml_files"},
     {"attention"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import peft
 import torch
 import transformers
 
@@ -79,30 +79,38 @@ def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> li
     directories: dict[str, Path] = {}
     for word in given:
         name, _, place = word.partition("=")
-        _must_be_named(word)
+        must_be_named(word, "--adapter")
         if name in directories:
             raise UserError(f"--adapter: {name!r} is given twice: give each adapter a name of its own")
         directories[name] = Path(place)
-    sources = [_source(name, directory, base, undescribed) for name, directory in directories.items()]
+    sources = []
+    for name, directory in directories.items():
+        with _about(f"--adapter {name}"):
+            sources.append(_source(name, directory, base, undescribed))
     if undescribed != Undescribed() and all(source.run for source in sources):
         raise UserError(
             "--dtype, --quantization, --template and --trust_remote_code: every adapter is of a run, which says them "
             "itself"
         )
     for other in sources[1:]:
-        _one_base(sources[0], other)
+        if differ := _bases_differ(sources[0], other):
+            raise UserError(
+                f"--adapter: {differ}: leave one out, or say with --base, --dtype and --quantization what they do "
+                "not say"
+            )
     return sources
 
 
 def find_beside(first: Source, name: str, directory: Path, base: str | None, undescribed: Undescribed) -> Source:
-    """One more adapter, to stand beside `first`; args are those of `find`.
+    """One more adapter, to stand beside `first`, as `/adapter NAME=DIR` of a chat asks; args are those of `find`.
 
     Raises:
         UserError: It is no adapter, or belongs to another base.
     """
-    _must_be_named(f"{name}={directory}")
-    source = _source(name, directory, base, undescribed)
-    _one_base(first, source)
+    with _about(f"/adapter {name}"):
+        source = _source(name, directory, base, undescribed)
+        if differ := _bases_differ(first, source):
+            raise UserError(f"{differ}: a chat of its own can have it answer")
     return source
 
 
@@ -137,10 +145,20 @@ def read_combination(text: str) -> tuple[str, dict[str, float]]:
     return name, weights
 
 
-def _must_be_named(word: str) -> None:
+def must_be_named(word: str, asked: str) -> None:
+    """Refuses what is no NAME=DIR; `asked` is the option or the command that it was given to."""
     name, equals, place = word.partition("=")
     if not (name and equals and place) or set(name) & set(":, \t"):
-        raise UserError(f"--adapter is {word!r}: give NAME=DIR, the name without spaces, commas and colons")
+        raise UserError(f"{asked} is {word!r}: give NAME=DIR, the name without spaces, commas and colons")
+
+
+@contextlib.contextmanager
+def _about(asked: str) -> Iterator[None]:
+    """Has what is refused begin with what was asked for."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{asked}: {error}") from error
 
 
 def _source(name: str, directory: Path, base: str | None, undescribed: Undescribed) -> Source:
@@ -149,11 +167,11 @@ def _source(name: str, directory: Path, base: str | None, undescribed: Undescrib
     if (run / "config.yaml").is_file():
         return _of_run(name, run, base)
     if not directory.is_dir():
-        raise UserError(f"--adapter {name}: there is no directory {directory}")
-    config = _config(name, directory)
+        raise UserError(f"there is no directory {directory}")
+    config = read_config(directory)
     where = base or config.base_model_name_or_path
     if not where:
-        raise UserError(f"--adapter {name}: {directory} does not say which base it belongs to: give --base")
+        raise UserError(f"{directory} does not say which base it belongs to: give --base")
     network = Network(where, None if base else config.revision, undescribed.dtype or "float32")
     network = dataclasses.replace(network, trust_remote_code=undescribed.trust_remote_code)
     own = (directory / "tokenizer_config.json").is_file()
@@ -161,7 +179,7 @@ def _source(name: str, directory: Path, base: str | None, undescribed: Undescrib
     try:
         network.config()
     except UserError as error:
-        raise UserError(f"--adapter {name}: {error}; --base says where the base of all adapters lies now") from error
+        raise UserError(f"{error}; --base says where the base of all adapters lies now") from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     voice = Voice(Encoder(tokenized_by.tokenizer(), Encoding(undescribed.template or "auto")), Decoding())
     return Source(name, directory, network, undescribed.quantization, device, voice, tokenized_by, run=False)
@@ -170,7 +188,7 @@ def _source(name: str, directory: Path, base: str | None, undescribed: Undescrib
 def _of_run(name: str, run: Path, base: str | None) -> Source:
     experiment = Experiment.of_run(run)
     directory = experiment.run.saved_model()
-    _config(name, directory)
+    read_config(directory)  # refuses what is none
     network = experiment.model.pretrained
     if base:
         network = dataclasses.replace(network, path=base, revision=None)
@@ -181,25 +199,16 @@ def _of_run(name: str, run: Path, base: str | None) -> Source:
     return Source(name, directory, network, quantization, device, voice, network, run=True)
 
 
-def _config(name: str, directory: Path) -> peft.PeftConfig:
-    try:
-        return read_config(directory)
-    except UserError as error:
-        raise UserError(f"--adapter {name}: {error}") from error
-
-
-def _one_base(one: Source, other: Source) -> None:
-    """Refuses two adapters that do not stand on the same base, held in the same way."""
+def _bases_differ(one: Source, other: Source) -> str | None:
+    """In what two adapters do not stand on the same base, held in the same way."""
     for what, mine, theirs in (
         ("base is", _place(one.network), _place(other.network)),
         ("base is held in", _held(one), _held(other)),
         ("attention kernel is", str(one.network.attention), str(other.network.attention)),
     ):
         if mine != theirs:
-            raise UserError(
-                f"--adapter: the {what} {mine} for {one.name} and {theirs} for {other.name}, and one base serves all "
-                "adapters: leave one out, or say with --base, --dtype and --quantization what they do not say"
-            )
+            return f"the {what} {mine} for {one.name} and {theirs} for {other.name}, and one base serves all adapters"
+    return None
 
 
 def _place(network: Network) -> str:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ftlab.cli.adapters import must_be_named
 from ftlab.cli.answers import Model, Question, Voice
 from ftlab.data.records import Message
 from ftlab.errors import UserError
@@ -84,6 +85,7 @@ class Chat:
             print(", ".join(model.names), flush=True)
             return
         if equals:
+            must_be_named(word, "/adapter")
             model.voices[name] = self._open(name, Path(place))
         elif name not in model.names:
             raise UserError(f"there is no adapter {name!r}: there are {', '.join(model.names)}")

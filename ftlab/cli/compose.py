@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError
 from ftlab.runs.identity import flat
 from ftlab.runs.redaction import secret_in
+from ftlab.yaml_files import read_mapping
 
 _FLAGS = ("-c", "--config")
 _HASH = re.compile(r"(?=.{7})\d+e\d+")
@@ -129,18 +130,6 @@ def read_config(path: Path) -> dict[str, Any]:
     """The content of a YAML file.
 
     Raises:
-        UserError: It is not there, is not YAML, or holds no mapping.
+        UserError: It is not there, is not YAML, holds no mapping, or says a key twice.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no configuration file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration file {path} cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({one_line(error)})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no keys: a configuration is a mapping such as 'trainer: {{max_steps: 100}}'")
-    return content
+    return read_mapping(path, "configuration file", "a configuration is a mapping such as 'trainer: {max_steps: 100}'")

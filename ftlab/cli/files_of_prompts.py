@@ -69,7 +69,7 @@ def read_rows(path: Path, adapters: Sequence[str]) -> tuple[list[Row], list[tupl
     """The prompts of a file, and the numbers of lines that hold none, each with the reason.
 
     Raises:
-        UserError: It cannot be read, holds no prompts, or names an adapter that there is not.
+        UserError: It cannot be read or holds no prompts.
     """
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -94,7 +94,8 @@ def read_rows(path: Path, adapters: Sequence[str]) -> tuple[list[Row], list[tupl
         adapter = row.get("adapter")
         if adapter is not None and adapter not in adapters:
             there = f"there are {', '.join(adapters)}" if adapters else "none is given, see --adapter"
-            raise UserError(f"--file: {path}, line {number}: there is no adapter {adapter!r}: {there}")
+            unusable.append((number, f"there is no adapter {adapter!r}: {there}"))
+            continue
         rows.append(Row(number, row["prompt"], adapter))
     return rows, unusable
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ftlab.cluster.places import find, profiles
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError
 from ftlab.runs.redaction import secret_in
+from ftlab.yaml_files import read_mapping
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 _GPUS = re.compile(r"(?:[\w.-]+:)?\d+")
@@ -86,13 +85,8 @@ def load_profile(name: str = "default", **changed: Any) -> Profile:
     if file is None:
         there = f"there are {', '.join(profiles())}" if profiles() else "there is none"
         raise UserError(f"there is no profile slurm/profiles/{name}.yaml: {there}")
-    try:
-        said = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML ({one_line(error)})") from error
-    if not isinstance(said, dict | None):
-        raise UserError(f"{file} holds no keys: a profile is a mapping such as 'partition: gpu'")
-    return _checked(file, (said or {}) | {key: value for key, value in changed.items() if value is not None})
+    said = read_mapping(file, "profile", "a profile is a mapping such as 'partition: gpu'")
+    return _checked(file, said | {key: value for key, value in changed.items() if value is not None})
 
 
 def seconds(time: str) -> int | None:

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError
 from ftlab.sweeps.hyperband import Hyperband
 from ftlab.sweeps.parameters import Parameter, read_parameters
+from ftlab.yaml_files import read_mapping
 
 METHODS = ("grid", "random", "bayes")
 SAMPLERS = ("tpe", "gp", "cmaes")
@@ -36,6 +35,7 @@ _KEYS = {
 }
 _ELSEWHERE = {"job": "W&B Launch", "image_uri": "W&B Launch", "scheduler": "W&B", "metrics": "W&B"}
 _CONTROLLER = {"type", "seed", "sampler", "hours", "gpu_hours"}
+_HOLDS = "a sweep file has method, metric, parameters and command"
 _EARLY = {"type", "min_iter", "max_iter", "s", "eta", "strict"}
 _DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
 
@@ -85,16 +85,9 @@ def read_sweep_file(path: Path) -> SweepFile:
     Raises:
         UserError: It is not there, or not as W&B's format has it.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no sweep file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"sweep file {path} cannot be read ({one_line(error)})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({one_line(error)})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds no keys: a sweep file has method, metric, parameters and command")
+    content = read_mapping(path, "sweep file", _HOLDS)
+    if not content:
+        raise UserError(f"{path} holds no keys: {_HOLDS}")
     return _understood(content, path)
 
 

@@ -101,6 +101,7 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(
         "Who?",
         f"/adapter b={other}",
         "/adapter b=nowhere",
+        "/adapter b=",
         "/adapter b=torn",
         "/adapter c",
         "/adapter a=one",
@@ -119,8 +120,9 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(
     said = answer.err.splitlines()
     assert all(line.startswith("ftlab: ") for line in said)
     expected = [
-        "one base serves all adapters",
-        "there is no directory nowhere",
+        "and one base serves all adapters: a chat of its own",
+        "/adapter b: there is no directory nowhere",
+        "/adapter is 'b=': give NAME=DIR",
         "torn",
         "there is no adapter 'c': there are a",
         "there is an adapter 'a' already",
@@ -132,7 +134,7 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(
     ]
     assert len(said) == len(expected), said
     assert all(words in line for words, line in zip(expected, said, strict=True)), said
-    assert "/reset begins a new conversation" in said[5]
+    assert "/reset begins a new conversation" in said[6]
 
 
 def test_bytes_that_are_no_text_cost_one_line(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ftlab.cli.compose import config_files, expand
+from ftlab.cli.compose import config_files, expand, read_config
 from ftlab.errors import UserError
 from ftlab.networks import Network
 
@@ -69,6 +69,8 @@ def test_what_is_no_file_stays_in_its_place(tmp_path: Path) -> None:
         ({"top.yaml": "include: [{a: 1}]"}, "include is a list of files"),
         ({"top.yaml": "a: {b: 1"}, "top.yaml is not YAML"),
         ({"top.yaml": "- a"}, "top.yaml holds no keys"),
+        ({"top.yaml": "a: {b: 1, c: 2}\nd: 1\na: {b: 2}\n"}, "top.yaml, line 3: a is there already, in line 1: take"),
+        ({"top.yaml": "a: {b: 1, b: 1}"}, "top.yaml, line 1: b is there already, in line 1: take"),
         ({}, "there is no configuration file"),
     ],
 )
@@ -78,6 +80,11 @@ def test_files_that_do_not_compose(files: dict[str, str], said: str, tmp_path: P
         expand(["-c", str(tmp_path / "top.yaml")])
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_a_mapping_takes_over_may_be_said_anew(tmp_path: Path) -> None:
+    write(tmp_path, {"top.yaml": "a: &some {b: 1, c: 2}\nd: {<<: *some, b: 3}\ne: {<<: *some, c: 4}\n"})
+    assert read_config(tmp_path / "top.yaml") == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}, "e": {"b": 1, "c": 4}}
 
 
 def test_a_file_must_follow() -> None:

@@ -85,7 +85,8 @@ def test_lines_that_cannot_be_answered_are_said_and_the_others_answered(
 ) -> None:
     run = finished("lora")
     good = ['{"prompt": "Who?"}', '{"prompt": "Why?"}', '{"prompt": "How?"}']
-    bad = ["{torn", '{"ask": "b"}', '{"prompt": 3}', "[1]", json.dumps({"prompt": "long " * 200})]
+    bad = ["{torn", '{"ask": "b"}', '{"prompt": 3}', '{"prompt": "x", "adapter": "a"}']
+    bad.append(json.dumps({"prompt": "long " * 200}))
     Path("good.jsonl").write_text("\n".join(good))
     Path("mixed.jsonl").write_text("\n".join([good[0], *bad[:2], "", good[1], *bad[2:], good[2]]) + "\n")
     expected = ftlab("generate", run, "--file", "good.jsonl")
@@ -95,6 +96,7 @@ def test_lines_that_cannot_be_answered_are_said_and_the_others_answered(
     said = answer.err.splitlines()
     assert [line.split(", ")[1] for line in said] == [f"line {number}" for number in (2, 3, 6, 7, 8)]
     assert "it is no JSON object with a `prompt`" in said[0]
+    assert "there is no adapter 'a': none is given, see --adapter" in said[3]
     assert "leaves no room for an answer" in said[4]
 
 

@@ -265,8 +265,6 @@ def test_the_base_may_have_moved(
             "every adapter is of a run, which says them",
         ),
         (["--adapter", "a=one", "--use", "b"], "--use: there is no adapter 'b': there are a"),
-        (["--adapter", "a=one", "--file", "names.jsonl"], "names.jsonl, line 2: there is no adapter 'b': there are a"),
-        (["runs/tiny/lora", "--file", "names.jsonl"], "names.jsonl, line 1: there is no adapter 'a': none is given"),
         (["--adapter", "a=one", "--combine", "mix=a"], "--combine is 'mix=a': give NAME=ADAPTER:WEIGHT"),
         (["--adapter", "a=one", "--combine", "mix=a:nan"], "--combine is 'mix=a:nan'"),
         (["--adapter", "a=one", "--combine", "mix=b:1"], "no adapter 'b' to combine: there are a"),
@@ -281,9 +279,7 @@ def test_adapters_that_are_refused(
     said: str,
     finished: Callable[[str], Path],
     bare: Callable[..., Path],
-    write_lines: Callable[..., Path],
     refused: Callable[..., str],
 ) -> None:
     finished("lora"), finished("full"), bare("one")
-    write_lines(Path("names.jsonl"), [{"prompt": "x", "adapter": "a"}, {"prompt": "y", "adapter": "b"}])
-    assert said in refused("generate", *options, *([] if "--file" in options else ["--prompt", "x"]))
+    assert said in refused("generate", *options, "--prompt", "x")
