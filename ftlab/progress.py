@@ -10,6 +10,7 @@ from typing import ClassVar
 from rich.filesize import decimal
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from ftlab.console import draws_bars, new_console
@@ -30,6 +31,7 @@ class Progress:
         done: How many were there before: the rate is that of the others.
         forks: Whether processes are forked meanwhile. No thread draws then, and the bar moves with `advance` alone.
         shown: False where results are printed on the same terminal meanwhile.
+        prints: Whether sentences are printed on standard error meanwhile: they come to stand above the bar.
     """
 
     _open: ClassVar[bool] = False
@@ -42,18 +44,20 @@ class Progress:
         done: int = 0,
         forks: bool = False,
         shown: bool = True,
+        prints: bool = False,
     ) -> None:
         console = new_console(sys.stderr)  # the stream of now: others may put another in its place for a while
         self._shown = shown and draws_bars(sys.stderr) and not Progress._open
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=None),  # what words and numbers leave of the line
             _Count(unit, done),
             console=console,
+            expand=True,
             transient=True,
             auto_refresh=not forks,
             redirect_stdout=False,
-            redirect_stderr=False,
+            redirect_stderr=prints,
         )
         self._task = self._bar.add_task(what, total=total, completed=done)
         self._forks, self._begun, self._drawn = forks, time.monotonic(), 0.0
@@ -102,7 +106,7 @@ class _Count(ProgressColumn):
     """How many of how many, how many a second since the beginning, and the time that the others take at that rate."""
 
     def __init__(self, unit: str, before: float) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self._unit, self._before = unit, before
 
     def render(self, task: Task) -> Text:

@@ -13,6 +13,7 @@ from ftlab.callbacks.sample_answers import SampleAnswers
 from ftlab.callbacks.step_profile import StepProfile
 from ftlab.callbacks.throughput import Throughput, peak_memory
 from ftlab.callbacks.trackio import TrackioLogger
+from ftlab.callbacks.training_bar import TrainingBar
 from ftlab.callbacks.whereabouts import Whereabouts
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "StepProfile",
     "Throughput",
     "TrackioLogger",
+    "TrainingBar",
     "Whereabouts",
     "peak_memory",
 ]

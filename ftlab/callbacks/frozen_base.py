@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule, FSDPStrategy
 from ftlab.modules.devices import gathered
 from ftlab.networks import fingerprint, frozen_tensors
+from ftlab.progress import Progress
 from ftlab.runs import Run
 
 _OTHER_WEIGHTS = (
@@ -71,10 +74,13 @@ class FrozenBase(pl.Callback):
         assert isinstance(module, FinetuneModule)
         trained = module.trained_names()
         if module.sharded:
-            tensors = module.sharded.parts({name.removeprefix("network.") for name in trained})
+            tensors = list(module.sharded.parts({name.removeprefix("network.") for name in trained}))
         else:
-            tensors = frozen_tensors(module, trained)
-        return f"{module.trainer.strategy.root_device.type} {fingerprint(tensors)}"
+            tensors = list(frozen_tensors(module, trained))
+        trainer, size = module.trainer, sum(tensor.nbytes for _, tensor in tensors)
+        with Progress("taking the digest of the base", "bytes", size, shown=trainer.is_global_zero) as bar:
+            found = fingerprint(_counted(tensors, bar))
+        return f"{trainer.strategy.root_device.type} {found}"
 
     def _compare_with_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.run is None:
@@ -97,3 +103,9 @@ class FrozenBase(pl.Callback):
             f"of threads (OMP_NUM_THREADS was {threads or 'not set'} there); give this command as and where the run "
             "was trained, or look at what ftlab export writes, which is of the original base"
         )
+
+
+def _counted(tensors: Iterable[tuple[str, torch.Tensor]], bar: Progress) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor
+        bar.advance(tensor.nbytes)

@@ -17,7 +17,6 @@ import transformers
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -34,6 +33,7 @@ from ftlab.callbacks import (
     SampleAnswers,
     StepProfile,
     Throughput,
+    TrainingBar,
     Whereabouts,
 )
 from ftlab.cli import HARNESS, ON_SLURM, SCORES, VERBS
@@ -43,7 +43,7 @@ from ftlab.cli.plugins import with_methods
 from ftlab.cli.sentences import sentence
 from ftlab.cli.wandb import WandbOptions, logger_of, open_session
 from ftlab.cli.wandb_results import tell_samples
-from ftlab.console import colors, draws_bars
+from ftlab.console import draws_bars
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError, one_line
 from ftlab.modules import FinetuneModule
@@ -52,26 +52,6 @@ from ftlab.networks import Network
 from ftlab.runs import Run, RunOptions, Seeds, short_hash
 
 _MORE = {"fit": f".\n\n{ON_SLURM}", "validate": f".\n\n{SCORES}", "test": f".\n\n{HARNESS}. {SCORES}"}
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's bar, on standard error, without the run's name in it."""
-
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=20, console_kwargs={"stderr": True, "color_system": colors()})
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        ends = trainer.is_last_batch or trainer.global_step == trainer.max_steps
-        if ends or (batch_idx + 1) % int(self.refresh_rate) == 0:  # Lightning's reads what it shows at every batch
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}"  # its own counts to -2 where steps and not epochs end the training
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 class Experiment(LightningCLI):
@@ -203,7 +183,7 @@ class Experiment(LightningCLI):
             Companions(self.run),
         ]
         if config["enable_progress_bar"] is not False and draws_bars(sys.stderr):
-            callbacks.append(ProgressBar())
+            callbacks.insert(0, TrainingBar())  # gone before others draw one at the end
         else:
             config["enable_progress_bar"] = False  # or Lightning would take a bar of its own
         config["enable_model_summary"] = bool(config["enable_model_summary"])  # it would go to stdout

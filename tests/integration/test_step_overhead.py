@@ -16,8 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftlab.callbacks import Checkpoints, FrozenBase, MetricsCSV, NonfiniteSteps, Preemption, Throughput, Whereabouts
-from ftlab.cli.experiment import ProgressBar
+from ftlab.callbacks import (
+    Checkpoints,
+    FrozenBase,
+    MetricsCSV,
+    NonfiniteSteps,
+    Preemption,
+    Throughput,
+    TrainingBar,
+    Whereabouts,
+)
 from ftlab.methods import AdaLoRA, Full, LoRA, QLoRA
 from ftlab.modules.nonfinite import Soundness, Step
 from ftlab.modules.outcomes import Outcome
@@ -142,7 +150,7 @@ def watched(
             gradient_clip_val=1.0,
             logger=[curves],
             enable_progress_bar=True,
-            callbacks=[watch, Whereabouts(), curves, *others, checkpoints, ProgressBar()],
+            callbacks=[watch, Whereabouts(), curves, *others, checkpoints, TrainingBar()],
         )
         with watch:
             trainer.fit(make_module(method, optimizer=optimizer), make_data(batch_size=1, **layout))
