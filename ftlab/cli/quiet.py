@@ -46,6 +46,10 @@ _WARNINGS = [
     r".*The `srun` command is available on your system but is not used.*",
     # batches are put together from memory: workers would cost more than they bring
     r".*does not have many workers.*",
+    # of workers that are more than cores ftlab tells once, with the key
+    r".*This DataLoader will create \d+ worker processes in total.*",
+    # a set without records to validate on or to test on was asked for
+    r".*Total length of `list` across ranks is zero.*",
     # short runs log at the interval that they ask for
     r".*The number of training batches .* is smaller than the logging interval.*",
     # what the PiSSA and OLoRA initialisations warn of is what ftlab converts when it saves

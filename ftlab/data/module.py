@@ -34,7 +34,7 @@ from ftlab.data.retention import RetentionSet, refuse_same_names
 from ftlab.data.store import Prepared, Rows
 from ftlab.data.stream_loader import WINDOW
 from ftlab.data.streaming import Stream
-from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers
+from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers, say_if_too_many
 from ftlab.errors import UserError
 from ftlab.networks import Network
 
@@ -337,7 +337,10 @@ class FinetuneData(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """Shuffled rows, this rank's share; its state resumes in mid-epoch. Of a stream all epochs in one."""
-        return self.training.loader(*self._rank_and_world(), self.workers, self.trainer)
+        rank, world_size = self._rank_and_world()
+        if rank == 0:
+            say_if_too_many(self.workers)
+        return self.training.loader(rank, world_size, self.workers, self.trainer)
 
     def train_batches_per_epoch(self, world_size: int = 1) -> int:
         """Batches that each of `world_size` ranks takes in an epoch.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -246,3 +247,10 @@ def limited(batches: int, trainer: pl.Trainer) -> int:
 def default_workers() -> int:
     """None on a CPU, whose cores are busy training; on a GPU some, of those that this process may use."""
     return min(4, max(1, len(os.sched_getaffinity(0)) - 1)) if torch.cuda.is_available() else 0
+
+
+def say_if_too_many(workers: int) -> None:
+    """Tells of more workers than cores, as torch does, but once, and by the key."""
+    cores = len(os.sched_getaffinity(0))
+    if workers > cores:
+        print(f"ftlab: data.workers is {workers}, with {cores} cores for this process: fewer are faster", file=sys.stderr)

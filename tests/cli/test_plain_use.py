@@ -1,6 +1,7 @@
 """What a person meets in a terminal: a first line at once, a clean end by Ctrl-C, nothing where nobody looks."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -185,3 +186,20 @@ def test_plan_and_compare_say_how_far_they_are(
     assert "2/2 plans" in seen
     assert "/2 methods" in seen
     assert "/1 methods" in seen
+
+
+def test_a_set_without_validation_and_too_many_workers_cost_one_line(workplace: Path) -> None:
+    """Not the three lines and the two that Lightning and torch warn with, in a process of its own, where they would."""
+    cores = len(os.sched_getaffinity(0))
+    Path("alone").mkdir()
+    rows = [{"prompt": f"Is it {n}?", "completion": f"It is {n}."} for n in range(8)]
+    Path("alone/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"data.path": "alone", "data.workers": cores + 1, "trainer.max_steps": 2, "trainer.val_check_interval": 1}
+    options |= {"data.splits.validation": 0.0, "data.splits.test": 0.0, "wandb.mode": "disabled"}
+    words = ["fit", "-c", "tiny.yaml", *(f"--{key}={value}" for key, value in options.items())]
+    done = subprocess.run([sys.executable, "-m", "ftlab", *words], capture_output=True, text=True, check=True)
+    said = done.stderr.splitlines()
+    assert all(line.startswith("ftlab: ") for line in said), done.stderr
+    assert [line for line in said if "workers" in line] == [
+        f"ftlab: data.workers is {cores + 1}, with {cores} cores for this process: fewer are faster"
+    ]

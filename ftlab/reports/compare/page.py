@@ -16,7 +16,7 @@ from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
 from ftlab.reports.compare.judged import answers
 from ftlab.reports.compare.metric import Metric
-from ftlab.reports.compare.series import COSTS, LOSSES, bands, points
+from ftlab.reports.compare.series import COSTS, CURVES, bands, points
 from ftlab.reports.compare.tables import Table, sentences, tables
 
 MOST_RECORDS = 2000
@@ -77,7 +77,7 @@ def _costs(comparison: Comparison) -> Iterator[Chart]:
 
 
 def _curves(groups: Sequence[Group]) -> Iterator[Chart]:
-    for name, label in LOSSES.items():
+    for name, label in CURVES.items():
         if found := bands(groups, name):
             yield curves(name, found, label)
 

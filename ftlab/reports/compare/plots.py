@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab.reports.compare.comparison import Comparison
 from ftlab.reports.compare.groups import Group
-from ftlab.reports.compare.series import COSTS, LOSSES, bands, front, points
+from ftlab.reports.compare.series import COSTS, CURVES, bands, front, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 def figures(comparison: Comparison, groups: Sequence[Group]) -> dict[str, Figure]:
     """By name: score_memory, score_time, score_parameters, train_loss, val_loss; without those that would be empty."""
     found = {f"score_{name}": _score_against(name, comparison) for name in _SHOWN}
-    found |= {name: _losses(name, groups) for name in LOSSES}
+    found |= {name: _losses(name, groups) for name in CURVES}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -97,6 +97,6 @@ def _losses(name: str, groups: Sequence[Group]) -> Figure | None:
     for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         ticks(lambda loss, _: f"{loss:g}")
     axes.set_xlabel("optimiser steps")
-    axes.set_ylabel(f"{LOSSES[name]}, nats a token")
+    axes.set_ylabel(f"{CURVES[name]}, nats a token")
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure

@@ -11,7 +11,7 @@ from ftlab.evaluation.statistics import Array, Interval
 from ftlab.reports.compare.comparison import Comparison, Row
 from ftlab.reports.compare.groups import Group
 
-LOSSES = {"train_loss": "training loss", "val_loss": "validation loss"}
+CURVES = {"train_loss": "training loss", "val_loss": "validation loss"}
 """Of metrics.csv, and what they are called."""
 COSTS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "memory": ("peak memory, GB", lambda row: row.cost.peak_memory / 1e9),
