@@ -253,4 +253,4 @@ def say_if_too_many(workers: int) -> None:
     """Tells of more workers than cores, as torch does, but once, and by the key."""
     cores = len(os.sched_getaffinity(0))
     if workers > cores:
-        print(f"ftlab: data.workers is {workers}, with {cores} cores for this process: fewer are faster", file=sys.stderr)
+        print(f"ftlab: data.workers is {workers}, with {cores} cores for it: fewer are faster", file=sys.stderr)

@@ -201,5 +201,5 @@ def test_a_set_without_validation_and_too_many_workers_cost_one_line(workplace: 
     said = done.stderr.splitlines()
     assert all(line.startswith("ftlab: ") for line in said), done.stderr
     assert [line for line in said if "workers" in line] == [
-        f"ftlab: data.workers is {cores + 1}, with {cores} cores for this process: fewer are faster"
+        f"ftlab: data.workers is {cores + 1}, with {cores} cores for it: fewer are faster"
     ]
