@@ -22,6 +22,7 @@ _LOG_LINES = [
     ("lightning.pytorch.utilities.rank_zero", "Using bfloat16"),
     ("lightning.fabric.utilities.distributed", "Initializing distributed"),
     ("lightning.pytorch.utilities.rank_zero", "`Trainer(val_check_interval="),
+    ("lightning.pytorch.utilities.rank_zero", "`Trainer(limit_"),
     ("lightning.pytorch.utilities.rank_zero", "-----"),
     # advertising
     ("lightning.pytorch.utilities.rank_zero", "💡 Tip"),

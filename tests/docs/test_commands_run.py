@@ -115,7 +115,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for experiment, names in RUNS.items():
         for named in names:
             parent, own = named.split("/")
-            must_run(place, f"fit -c experiments/{experiment}.yaml {SHORT} --run.experiment {parent} --run.name {own}")
+            seed = f"--seed_everything {own.removeprefix('seed')}" if own.startswith("seed") else ""
+            its = f"--run.experiment {parent} --run.name {own} {seed}"
+            must_run(place, f"fit -c experiments/{experiment}.yaml {SHORT} {its}")
             must_run(place, f"test -c runs/{named}/config.yaml {FEW}")
     must_run(place, "export runs/e2e/a1b2c3d4 exports/long")
     return place
