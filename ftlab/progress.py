@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import ClassVar
 
 from rich.filesize import decimal
@@ -14,6 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from ftlab.console import draws_bars, new_console
+from ftlab.printed_above import printed_above
 
 _SOON = 1.0
 """Seconds of a work in which nothing is drawn."""
@@ -31,7 +33,8 @@ class Progress:
         done: How many were there before: the rate is that of the others.
         forks: Whether processes are forked meanwhile. No thread draws then, and the bar moves with `advance` alone.
         shown: False where results are printed on the same terminal meanwhile.
-        prints: Whether sentences are printed on standard error meanwhile: they come to stand above the bar.
+        prints: Whether sentences are printed on standard error meanwhile, while no thread draws: they come to stand
+            above the bar.
     """
 
     _open: ClassVar[bool] = False
@@ -57,21 +60,30 @@ class Progress:
             transient=True,
             auto_refresh=not forks,
             redirect_stdout=False,
-            redirect_stderr=prints,
+            redirect_stderr=False,
         )
+        self._prints, self._drawing = prints, ExitStack()
         self._task = self._bar.add_task(what, total=total, completed=done)
         self._forks, self._begun, self._drawn = forks, time.monotonic(), 0.0
         self._timer = threading.Timer(_SOON, self._bar.start)
 
     def __enter__(self) -> Progress:
+        self.open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """The work begins."""
         if self._shown:
             Progress._open = True
             if not self._forks:
                 self._timer.daemon = True
                 self._timer.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """It has ended, or an error has ended it."""
         if not self._shown:
             return
         Progress._open = False
@@ -80,6 +92,12 @@ class Progress:
             self._timer.join()
         if self._bar.live.is_started:
             self._bar.stop()
+        self._drawing.close()
+
+    def due(self) -> bool:
+        """Whether `advance` would draw the bar now, where no thread does: sooner nobody need look how far it is."""
+        last = max(self._begun + _SOON - _AGAIN, self._drawn)
+        return self._shown and self._forks and time.monotonic() - last >= _AGAIN
 
     def say(self, what: str) -> None:
         """What is done from now on."""
@@ -92,11 +110,14 @@ class Progress:
             self._bar.tasks[0].total = total  # `update` takes no None
 
     def advance(self, more: float = 1) -> None:
-        """So many more are done."""
+        """So many more are done; none where it is to be drawn anew."""
         if not self._shown:
             return
-        self._bar.update(self._task, advance=more, at=time.monotonic())
-        if self._forks and time.monotonic() - max(self._begun + _SOON - _AGAIN, self._drawn) >= _AGAIN:
+        at = time.monotonic() if more else self._bar.tasks[0].fields.get("at")
+        self._bar.update(self._task, advance=more, at=at)
+        if self.due():
+            if not self._bar.live.is_started and self._prints:
+                self._drawing.enter_context(printed_above(self._bar.console))
             self._bar.start()
             self._bar.refresh()
             self._drawn = time.monotonic()

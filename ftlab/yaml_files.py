@@ -1,7 +1,8 @@
-"""YAML files that people write: configurations, sweeps, profiles of clusters."""
+"""Files that people write in YAML, or as JSON: configurations, sweeps, profiles of clusters."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,30 @@ from ftlab.errors import UserError, one_line
 
 
 def read_mapping(path: Path, what: str, such_as: str) -> dict[str, Any]:
-    """The content of a YAML file; empty where the file is.
+    """The content of a file; empty where the file is.
 
     Args:
-        path: The file.
+        path: The file: JSON where its name says so, else YAML.
         what: What it is called, such as "configuration file".
         such_as: What one holds, for the sentence where this one holds something else.
 
     Raises:
-        UserError: It is not there, is not YAML, holds no mapping, or says a key twice, of which YAML's readers take the
-            last without a word.
+        UserError: It is not there, is not what it is called, holds no mapping, or says a key twice, of which readers
+            take the last without a word.
     """
+    is_json = path.suffix == ".json"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Once)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_once) if is_json else yaml.load(text, _Once)
     except FileNotFoundError:
         raise UserError(f"there is no {what} {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {path} cannot be read ({one_line(error)})") from error
     except _SaidTwiceError as error:
         raise UserError(f"{path}, {error}: take one of the two out") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} is not YAML ({one_line(error)})") from error
+    # PyYAML lets through what Python says of a date, of a number or of a tag that makes no sense
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is not {'JSON' if is_json else 'YAML'} ({one_line(error)})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -43,6 +47,15 @@ class _SaidTwiceError(Exception):
     pass
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise _SaidTwiceError(f"in one mapping: {key} is there twice")
+    return mapping
+
+
 class _Once(yaml.SafeLoader):
     """Refuses a key that its mapping has already. What `<<` merges in is another mapping's, and may be said anew."""
 
@@ -51,7 +64,7 @@ class _Once(yaml.SafeLoader):
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if before := lines.get((key.tag, key.value)):
                 raise _SaidTwiceError(f"line {line}: {key.value} is there already, in line {before}")

@@ -14,7 +14,8 @@ import ftlab.methods
 PACKAGE = Path(ftlab.__file__).parent
 FLOORS = [
     {"__init__", "errors", "pages", "console"},
-    {"progress", "yaml_files"},
+    {"printed_above", "yaml_files"},
+    {"progress"},
     {"attention"},
     {"networks"},
     {"methods", "data", "evaluation", "runs"},  # these know nothing of each other

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ftlab.errors import UserError, one_line
+from ftlab.modules import FinetuneModule
 from ftlab.runs import Run, write_atomically
 
 
@@ -43,8 +43,8 @@ class MetricsCSV(Logger, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start_from(trainer.global_step)
-        if trainer.is_global_zero and math.isfinite(steps := trainer.estimated_stepping_batches):
-            self.run.note(steps=int(steps))  # of which `ftlab jobs` says how many are done
+        if trainer.is_global_zero and isinstance(pl_module, FinetuneModule):
+            self.run.note(steps=pl_module.total_steps())  # of which `ftlab jobs` says how many are done
 
     def start_from(self, step: int) -> None:
         """Takes up the rows that are there, but what an interrupted run logged after the checkpoint at `step`.

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ftlab.modules import FinetuneModule
 from ftlab.progress import Progress
-
-_AGAIN = 0.1
-"""Seconds between two looks at how far it is: steps may be shorter."""
 
 
 class TrainingBar(ProgressBar):
@@ -21,6 +17,9 @@ class TrainingBar(ProgressBar):
 
     Lightning's bars begin anew in each epoch, which says nothing of the end; and they read from the device at every
     batch what they show, for which it would be waited for.
+
+    A bar is opened by the first batch and not sooner, and this callback stands first, so that it is closed before the
+    others end: what they do before and after may have a bar of its own.
     """
 
     def __init__(self) -> None:
@@ -28,7 +27,6 @@ class TrainingBar(ProgressBar):
         self._bar: Progress | None = None
         self._shown = True
         self._done = 0
-        self._looked = 0.0
         self._judged = 0
         """Batches of this judging: those of losses, and those of answers."""
         self._validated: list[str] = []
@@ -42,74 +40,86 @@ class TrainingBar(ProgressBar):
         """The opposite of `disable`."""
         self._shown = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if not self._bar:  # not sooner: what is done before the first step may have a bar of its own
-            self._open("training", "steps", float(trainer.estimated_stepping_batches), trainer.global_step)
+    # ---------------------------------------------------------------- training
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._looks():
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        if not self._bar:
+            assert isinstance(pl_module, FinetuneModule)
+            self._open("training", "steps", pl_module.total_steps(), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self._bar and self._bar.due():
             shown = trainer.progress_bar_metrics.items()
             learned = [f"{name} {value:.4g}" for name, value in shown if isinstance(value, int | float)]
             self._move_to(trainer.global_step, ", ".join([*learned, *self._validated]) or "training")
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self._close()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # ---------------------------------------------------------------- judging, in a training or by itself
+
+    def on_validation_start(self, *_: Any) -> None:
         self._judged = 0
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            self._open("validating", "batches", sum(trainer.num_val_batches), 0)
+            self._begin_judging("validating", trainer.num_val_batches)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self._judged += 1
-        if not self._looks():
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._judge_one("validating")
             return
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._move_to(trainer.global_step, f"validating {self._judged}/{sum(trainer.num_val_batches):.0f}")
-        else:
-            self._move_to(self._judged, "validating")
+        self._judged += 1
+        if self._bar and self._bar.due():
+            self._move_to(trainer.global_step, f"validating {self._judged}/{sum(trainer.num_val_batches)}")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             self._close()
         elif self._bar and (loss := trainer.callback_metrics.get("val_loss")) is not None:
             self._validated = [f"val_loss {float(loss):.4g}"]
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._judged = 0
-        self._open("testing", "batches", sum(trainer.num_test_batches), 0)
+    def on_test_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._begin_judging("testing", trainer.num_test_batches)
 
-    def on_test_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_test_batch_end(self, *_: Any) -> None:
+        self._judge_one("testing")
+
+    def on_test_end(self, *_: Any) -> None:
+        self._close()
+
+    def on_predict_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._begin_judging("answering", trainer.num_predict_batches)
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self._judge_one("answering")
+
+    def on_predict_end(self, *_: Any) -> None:
+        self._close()
+
+    # ---------------------------------------------------------------- in any case
+
+    def on_exception(self, *_: Any) -> None:
+        self._close()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        self._close()
+
+    def _begin_judging(self, what: str, batches: list[Any]) -> None:
+        if not self._bar:
+            self._judged = 0
+            self._open(what, "batches", sum(batches), 0)
+
+    def _judge_one(self, what: str) -> None:
         self._judged += 1
-        if self._looks():
-            self._move_to(self._judged, "testing")
+        if self._bar and self._bar.due():
+            self._move_to(self._judged, what)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close()
-
-    def _looks(self) -> bool:
-        """Whether it is time to look again."""
-        now = time.monotonic()
-        if not self._bar or now - self._looked < _AGAIN:
-            return False
-        self._looked = now
-        return True
-
-    def _open(self, what: str, unit: str, total: float, done: int) -> None:
-        # loaders of data fork processes
-        known = total if math.isfinite(total) else None
-        self._bar = Progress(what, unit, known, done, forks=True, shown=self._shown, prints=True).__enter__()
-        self._done, self._looked = done, time.monotonic()
+    def _open(self, what: str, unit: str, total: int, done: int) -> None:
+        # loaders fork processes, and sentences are printed of steps that are left out, of stops and of the first step
+        self._bar = Progress(what, unit, total, done, forks=True, shown=self._shown, prints=True)
+        self._bar.open()
+        self._done = done
 
     def _move_to(self, done: int, what: str) -> None:
         assert self._bar
@@ -119,5 +129,5 @@ class TrainingBar(ProgressBar):
 
     def _close(self) -> None:
         if self._bar:
-            self._bar.__exit__()
+            self._bar.close()
         self._bar = None

@@ -8,6 +8,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ftlab.cli.adapters import must_be_named
 from ftlab.cli.answers import Model, Question, Voice
@@ -35,6 +36,8 @@ class Chat:
         self._model = model
         self._open = open_adapter
         self._turns: dict[str, tuple[Message, ...]] = {}
+        self._said: dict[str, Any] = {}
+        """What /set has set, also for adapters that come later."""
         self._commands = {
             "/reset": lambda _: self._turns.clear(),
             "/adapter": self._adapter,
@@ -86,7 +89,8 @@ class Chat:
             return
         if equals:
             must_be_named(word, "/adapter")
-            model.voices[name] = self._open(name, Path(place))
+            voice = self._open(name, Path(place))
+            model.voices[name] = dataclasses.replace(voice, decoding=dataclasses.replace(voice.decoding, **self._said))
         elif name not in model.names:
             raise UserError(f"there is no adapter {name!r}: there are {', '.join(model.names)}")
         if name not in model.chosen:
@@ -108,6 +112,7 @@ class Chat:
         except ValueError:
             raise UserError(f"{name} is {text.strip()!r}: give a number") from None
         changed = {mine: dataclasses.replace(voice.decoding, **{name: value}) for mine, voice in voices.items()}
+        self._said[name] = value
         for mine, decoded in changed.items():
             voices[mine] = dataclasses.replace(voices[mine], decoding=decoded)
 

@@ -103,13 +103,16 @@ def _runs(begun: str) -> Iterator[str]:
 def _options(words: tuple[str, ...]) -> Mapping[str, Sequence[str]]:
     """The options of a verb, each with its values where these can be listed; under "" the words that it begins with."""
     place = Path(os.environ.get("FTLAB_CACHE") or Path.home() / ".cache" / "ftlab") / "completion"
-    path = place / f"{'-'.join(words[:1])}-{_version()}.json"
+    path = place / f"{words[0]}-{_version()}.json"
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(path.read_text(encoding="utf-8"))
         return known.get(" ".join(words[1:]), known.get("", {}))
-    known = {"": read_help(_help(words[:1]))}
-    for word in known[""].get("", ()):
-        known[word] = read_help(_help((words[0], word)))
+    try:
+        known = {"": read_help(_help(words[:1]))}
+        for word in known[""].get("", ()):
+            known[word] = read_help(_help((words[0], word)))
+    except _NoHelpError:  # if it were kept, nothing would ever be completed
+        return {}
     from ftlab.runs import write_atomically
 
     with contextlib.suppress(OSError):  # of a home that cannot be written
@@ -136,17 +139,27 @@ def _own(classes: str) -> list[str]:
     return [path.rsplit(".", 1)[-1] for path in classes.split(", ") if path.startswith("ftlab.")]
 
 
+class _NoHelpError(Exception):
+    pass
+
+
 def _help(words: tuple[str, ...]) -> str:
-    """What `ftlab WORDS --help` prints, unfolded."""
+    """What `ftlab WORDS --help` prints, unfolded.
+
+    Raises:
+        _NoHelpError: It was broken off.
+    """
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100000"
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
-            ftlab.cli.main([*words, "--help"])
+            code = ftlab.cli.main([*words, "--help"])
     finally:
         os.environ.pop("COLUMNS")
         if before is not None:
             os.environ["COLUMNS"] = before
+    if code:
+        raise _NoHelpError
     return printed.getvalue()
 
 

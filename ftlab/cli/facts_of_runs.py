@@ -16,6 +16,7 @@ from ftlab.errors import UserError
 from ftlab.evaluation.score_names import rank
 from ftlab.runs import Run
 from ftlab.runs.files import read_json
+from ftlab.runs.lock import owner_of
 
 STATES = ("running", "finished", "stopped", "interrupted", "failed", "killed", "damaged", "new")
 _IN_WORDS = {"finished": "finished", "preempted": "stopped", "interrupted": "interrupted", "failed": "failed"}
@@ -112,11 +113,8 @@ class RunFacts:
 
 def worker_elsewhere(run: Run) -> str | None:
     """The process of another machine that works in the run's directory, as it has said there; None for none."""
-    try:
-        words = (run.directory / ".owner").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return words if words.split()[-1:] != [socket.gethostname()] else None
+    words = owner_of(run.directory)
+    return words if words and words.split()[-1:] != [socket.gethostname()] else None
 
 
 def size(number: float) -> str:

@@ -119,10 +119,15 @@ def _line(model: Model, question: Question, answer: str) -> str:
     return json.dumps({"prompt": question.prompt, **adapter, "prediction": answer}, ensure_ascii=False) + "\n"
 
 
-def _write(to: Path, model: Model, questions: Sequence[Question], identity: Mapping[str, Any]) -> None:
-    """Writes beside `to`, which appears when all is answered; goes on with what a killed process has left there."""
+def refuse_existing(to: Path) -> None:
+    """Refuses to write answers over anything."""
     if to.exists():
         raise UserError(f"--to: {to} exists: give a new file, or delete it")
+
+
+def _write(to: Path, model: Model, questions: Sequence[Question], identity: Mapping[str, Any]) -> None:
+    """Writes beside `to`, which appears when all is answered; goes on with what a killed process has left there."""
+    refuse_existing(to)
     asked = [[question.prompt, question.adapter] for question in questions]
     said = json.dumps([identity, asked, model.batch_size], sort_keys=True, default=str)
     part = to.with_name(f".{to.name}.{hashlib.blake2b(said.encode(), digest_size=8).hexdigest()}.part")
@@ -143,6 +148,6 @@ def _write(to: Path, model: Model, questions: Sequence[Question], identity: Mapp
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
-    part.replace(to)
+        part.replace(to)  # while nobody else can take it for what is to be gone on with
     sync_directory(to.parent)
     print(f"ftlab: wrote {to}", file=sys.stderr)

@@ -16,7 +16,7 @@ from ftlab.cli.adapters import Undescribed, find, find_beside, open_all, read_co
 from ftlab.cli.answers import Model, Voice
 from ftlab.cli.chat import Chat
 from ftlab.cli.experiment import Experiment
-from ftlab.cli.files_of_prompts import answer_file
+from ftlab.cli.files_of_prompts import answer_file, refuse_existing
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
 from ftlab.evaluation.generation import Decoding
@@ -75,7 +75,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     _must_make_sense(options)
     model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
     if options.file:
-        return 1 if answer_file(model, options.file, options.to, _identity(options)) else 0
+        identity = _identity(options) if options.to else {}
+        return 1 if answer_file(model, options.file, options.to, identity) else 0
     if options.prompt is not None:
         model.say(sys.stdin.read() if options.prompt == "-" else options.prompt)
     elif not options.save:
@@ -86,6 +87,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 def _must_make_sense(options: Namespace) -> None:
     if options.to and not options.file:
         raise UserError("--to is for the answers to --file: give that too")
+    if options.to:
+        refuse_existing(options.to)
     if options.batch_size < 1:
         raise UserError(f"--batch_size is {options.batch_size}: give a number from 1 on")
     if options.run is None and not options.adapter:

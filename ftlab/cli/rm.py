@@ -18,7 +18,7 @@ from ftlab.errors import UserError
 from ftlab.runs import Run
 from ftlab.runs.directory import LOGS_OF_JOBS
 from ftlab.runs.finding import directories
-from ftlab.runs.lock import locked
+from ftlab.runs.lock import OWNER, locked, owner_of
 
 _DESCRIPTION = f"""{VERBS["rm"]}.
 
@@ -66,10 +66,10 @@ def _refuse_at_work(run: Run) -> None:
     UserError: A process works in the directory, or will.
     """
     if at_work_here(run):
-        process = (run.directory / ".owner").read_text(encoding="utf-8")
+        process = owner_of(run.directory) or "a process"
         raise UserError(f"{run.directory} is being worked in by {process}: end that first, with Ctrl-C or kill")
     if run.record().get("state") == "running" and (who := worker_elsewhere(run)):
-        owner = run.directory / ".owner"
+        owner = run.directory / OWNER
         raise UserError(
             f"{run.directory} is being worked in by {who}: end that first, or where it is gone, delete {owner}"
         )

@@ -21,6 +21,7 @@ from ftlab.methods.belonging import FILE, Base
 from ftlab.methods.saved_config import read_config
 from ftlab.methods.serving import misfit, vllm_rank, why_not_vllm
 from ftlab.runs import Run
+from ftlab.runs.files import read_json
 
 _DESCRIPTION = f"""{VERBS["serve"]}.
 
@@ -103,9 +104,8 @@ def _must_be_whole(network: Path) -> None:
     """
     if not (network / "config.json").is_file():
         raise UserError(f"{network} holds neither an adapter nor a network: there is no config.json in it")
-    index = network / "model.safetensors.index.json"
-    said = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
-    for name in sorted({*said} or {"model.safetensors"}):
+    said = read_json(network / "model.safetensors.index.json").get("weight_map", {})
+    for name in sorted({*said.values()} or {"model.safetensors"}):
         if not (network / name).is_file():
             raise UserError(f"{network} lacks {name}: give a network in safetensors, as ftlab export --merge writes it")
     if not (network / "tokenizer_config.json").is_file():

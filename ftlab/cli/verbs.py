@@ -59,7 +59,7 @@ def _print(run: Run, scores: Mapping[str, float], as_json: bool) -> None:
     table = Table("score", "value", title=str(run.directory))
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}")
-    new_console().print(table)  # not rich.print: Lightning's bar moves that to standard error
+    new_console().print(table)
 
 
 def fit(experiment: Experiment) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from ftlab.errors import UserError
 from ftlab.runs import Run
 from ftlab.runs.checkpoint_files import step_of
+from ftlab.runs.lock import owner_of
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def at_work_here(run: Run) -> bool:
     Its lock is looked at and not tried, or it would be refused to a process that begins just now.
     """
     try:
-        words = (run.directory / ".owner").read_text(encoding="utf-8").split()  # process 12 on host
+        words = (owner_of(run.directory) or "").split()
         number, host = int(words[1]), words[3]
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return False
     if host != socket.gethostname():
         return False

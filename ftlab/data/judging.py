@@ -16,6 +16,7 @@ from ftlab.data.records import Record
 from ftlab.data.samplers import LengthBatchSampler
 from ftlab.data.store import Rows
 from ftlab.data.training import Items
+from ftlab.data.workers import say_if_too_many
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Judging:
 
     def loader(self, items: Sequence[Any], lengths: ArrayLike, collate: Any) -> DataLoader:
         """This rank's share of the items, those of like length together."""
+        if self.rank == 0:
+            say_if_too_many(self.workers)
         return DataLoader(
             Items(items),
             batch_sampler=LengthBatchSampler(lengths, self.batch_size, self.rank, self.world_size),

@@ -34,7 +34,8 @@ from ftlab.data.retention import RetentionSet, refuse_same_names
 from ftlab.data.store import Prepared, Rows
 from ftlab.data.stream_loader import WINDOW
 from ftlab.data.streaming import Stream
-from ftlab.data.training import Layout, RowTraining, StreamTraining, Training, default_workers, say_if_too_many
+from ftlab.data.training import Layout, RowTraining, StreamTraining, Training
+from ftlab.data.workers import default_workers, say_if_too_many
 from ftlab.errors import UserError
 from ftlab.networks import Network
 

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +12,6 @@ from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import numpy
-import torch
 
 from ftlab.data.collators import Batch, PackCollator, PadCollator, for_training
 from ftlab.data.layout import FLASH, Batching, Choice, choose, training_sampler
@@ -242,15 +239,3 @@ def limited(batches: int, trainer: pl.Trainer) -> int:
     """How many of an epoch's batches training takes, under `trainer.limit_train_batches`."""
     limit = trainer.limit_train_batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-
-def default_workers() -> int:
-    """None on a CPU, whose cores are busy training; on a GPU some, of those that this process may use."""
-    return min(4, max(1, len(os.sched_getaffinity(0)) - 1)) if torch.cuda.is_available() else 0
-
-
-def say_if_too_many(workers: int) -> None:
-    """Tells of more workers than cores, as torch does, but once, and by the key."""
-    cores = len(os.sched_getaffinity(0))
-    if workers > cores:
-        print(f"ftlab: data.workers is {workers}, with {cores} cores for it: fewer are faster", file=sys.stderr)

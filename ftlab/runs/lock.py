@@ -12,6 +12,17 @@ from filelock import FileLock, Timeout
 
 from ftlab.errors import UserError
 
+OWNER = ".owner"
+"""Holds who has the lock, in words, while somebody has: process 12 on host."""
+
+
+def owner_of(directory: Path) -> str | None:
+    """Who works in a run directory, as it has said there; None where nobody has, or what is there cannot be read."""
+    try:
+        return (directory / OWNER).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
@@ -20,11 +31,11 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         UserError: Another process holds it.
     """
-    lock, owner = FileLock(directory / ".lock"), directory / ".owner"
+    lock, owner = FileLock(directory / ".lock"), directory / OWNER
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        who = owner_of(directory) or "another process"
         raise UserError(
             f"{directory} is being worked in by {who}: wait for it to end, or give another --run.name"
         ) from None

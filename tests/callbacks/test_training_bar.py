@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -10,10 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from terminals import Terminal, without_codes
 
-from ftlab.callbacks import FrozenBase, TrainingBar, training_bar
+from ftlab.callbacks import FrozenBase, TrainingBar
 from ftlab.methods import LoRA
+from ftlab.progress import Progress
 
 Make = Callable[..., Any]
 
@@ -32,11 +36,6 @@ class Says(pl.Callback):
 
 
 @pytest.fixture
-def always(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_bar, "_AGAIN", 0.0)
-
-
-@pytest.fixture
 def make_trainer(make_trainer: Make) -> Make:
     return partial(make_trainer, enable_progress_bar=True)
 
@@ -46,7 +45,7 @@ def shown(terminal: Terminal) -> str:
 
 
 def test_steps_are_counted_through_all_epochs(
-    terminal: Terminal, always: None, make_trainer: Make, make_module: Make, make_data: Make
+    terminal: Terminal, at_once: None, make_trainer: Make, make_module: Make, make_data: Make
 ) -> None:
     bar = TrainingBar()
     trainer = make_trainer(max_epochs=3, accumulate_grad_batches=2, limit_val_batches=2, callbacks=[bar, Says()])
@@ -64,21 +63,31 @@ def test_steps_are_counted_through_all_epochs(
     assert terminal.read().rstrip().endswith("\x1b[2K")  # the bar is gone
 
 
-@pytest.mark.parametrize(("verb", "said"), [("validate", "validating"), ("test", "testing")])
+@pytest.mark.parametrize(
+    ("verb", "said", "total"),
+    [("validate", "validating", 2), ("test", "testing", 4), ("predict", "answering", 2)],  # a test: losses, and answers
+)
 def test_judging_has_a_bar_of_its_own(
-    verb: str, said: str, terminal: Terminal, always: None, make_trainer: Make, make_module: Make, make_data: Make
+    verb: str,
+    said: str,
+    total: int,
+    terminal: Terminal,
+    at_once: None,
+    make_trainer: Make,
+    make_module: Make,
+    make_data: Make,
 ) -> None:
-    trainer = make_trainer(limit_val_batches=2, limit_test_batches=2, callbacks=[TrainingBar()])
-    getattr(trainer, verb)(make_module(LoRA()), make_data(batch_size=1), verbose=False)
+    limits = {"limit_val_batches": 2, "limit_test_batches": 2, "limit_predict_batches": 2}
+    trainer = make_trainer(**limits, callbacks=[TrainingBar(), FrozenBase()])
+    getattr(trainer, verb)(make_module(LoRA()), make_data(batch_size=1, eval_batch_size=1))
     seen = shown(terminal)
     counts = re.findall(rf"{said} [^\r\n]* (\d+)/(\d+) batches", seen)
-    total = 2 if verb == "validate" else 4  # losses, and in testing answers
     assert [*dict.fromkeys(counts)] == [(str(n), str(total)) for n in range(1, total + 1)]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")], ids=str)
 def test_the_bar_is_gone_after_an_error(
-    error: BaseException, terminal: Terminal, always: None, make_trainer: Make, make_module: Make, make_data: Make
+    error: BaseException, terminal: Terminal, at_once: None, make_trainer: Make, make_module: Make, make_data: Make
 ) -> None:
     trainer = make_trainer(max_epochs=3, callbacks=[TrainingBar(), Says(error)])
     before = sys.stderr
@@ -88,17 +97,48 @@ def test_the_bar_is_gone_after_an_error(
     assert terminal.read().rstrip().endswith("\x1b[2K")
 
 
-def test_nobody_else_sees_it(
-    terminal: Terminal, always: None, make_trainer: Make, make_module: Make, make_data: Make
+def test_other_processes_show_none(
+    terminal: Terminal,
+    at_once: None,
+    make_trainer: Make,
+    make_module: Make,
+    make_data: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bar = TrainingBar()
-    bar.setup = lambda *_, **__: bar.disable()  # type: ignore[assignment,method-assign]  # as on the second process
-    make_trainer(callbacks=[bar]).fit(make_module(LoRA()), make_data(batch_size=1))
-    assert "steps" not in shown(terminal)
+    monkeypatch.setattr(SingleDeviceStrategy, "is_global_zero", False)
+    trainer = make_trainer(callbacks=[TrainingBar(), FrozenBase()])
+    trainer.fit(make_module(LoRA()), make_data(batch_size=1))
+    seen = shown(terminal)
+    assert "steps" not in seen
+    assert "digest of the base" not in seen
+
+
+def test_a_line_is_not_broken_and_holders_of_the_stream_are_heard(
+    terminal: Terminal, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", old)
+    handler = logging.StreamHandler()
+    logger = logging.getLogger("a library")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    path = "runs/" + "long/" * 40
+    with Progress("working", "things", 3, forks=True, prints=True) as bar:
+        logger.warning("before")
+        bar.advance()
+        print(path, file=sys.stderr)
+        logger.warning("a warning")
+        print("no whole line", end="", file=sys.stderr)
+        bar.advance()
+    assert sys.stderr is old
+    assert handler.stream is old
+    assert old.getvalue() == "before\nno whole line"
+    lines = [line.strip() for line in shown(terminal).splitlines()]
+    assert path in lines
+    assert "a warning" in lines
 
 
 def test_the_digest_of_the_base_has_a_bar(
-    terminal: Terminal, always: None, make_trainer: Make, make_module: Make, make_data: Make
+    terminal: Terminal, at_once: None, make_trainer: Make, make_module: Make, make_data: Make
 ) -> None:
     callbacks = [TrainingBar(), FrozenBase()]
     make_trainer(callbacks=callbacks, max_steps=2).fit(make_module(LoRA()), make_data(batch_size=1))

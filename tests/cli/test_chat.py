@@ -137,6 +137,15 @@ def test_what_cannot_be_done_is_said_and_the_chat_goes_on(
     assert "/reset begins a new conversation" in said[6]
 
 
+def test_what_is_set_holds_for_adapters_that_come_later(
+    chat: Callable[..., Any], save_adapter: Callable[..., Path], network: Network
+) -> None:
+    one, two = save_adapter("one", network), save_adapter("two", network)
+    answer = chat(["/set max_new_tokens 2", f"/adapter b={two}", "/set"], "--adapter", f"a={one}", *SHORT)
+    assert (answer.code, answer.err) == (0, "")
+    assert "max_new_tokens 2" in answer.out.split(", ")
+
+
 def test_bytes_that_are_no_text_cost_one_line(
     ftlab: Callable[..., Any], save_adapter: Callable[..., Path], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,10 @@ def test_what_is_no_file_stays_in_its_place(tmp_path: Path) -> None:
         ({"top.yaml": "a: {b: 1"}, "top.yaml is not YAML"),
         ({"top.yaml": "- a"}, "top.yaml holds no keys"),
         ({"top.yaml": "a: {b: 1, c: 2}\nd: 1\na: {b: 2}\n"}, "top.yaml, line 3: a is there already, in line 1: take"),
+        ({"top.yaml": "a: 2026-13-45"}, "top.yaml is not YAML (month must be in 1..12)"),
+        ({"top.yaml": "a: !!bool maybe"}, "top.yaml is not YAML"),
+        ({"top.yaml": "a: !!timestamp abc"}, "top.yaml is not YAML"),
+        ({"top.yaml": "a: " + "9" * 5000}, "top.yaml is not YAML"),
         ({"top.yaml": "a: {b: 1, b: 1}"}, "top.yaml, line 1: b is there already, in line 1: take"),
         ({}, "there is no configuration file"),
     ],
@@ -83,8 +87,9 @@ def test_files_that_do_not_compose(files: dict[str, str], said: str, tmp_path: P
 
 
 def test_what_a_mapping_takes_over_may_be_said_anew(tmp_path: Path) -> None:
-    write(tmp_path, {"top.yaml": "a: &some {b: 1, c: 2}\nd: {<<: *some, b: 3}\ne: {<<: *some, c: 4}\n"})
-    assert read_config(tmp_path / "top.yaml") == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}, "e": {"b": 1, "c": 4}}
+    write(tmp_path, {"top.yaml": "a: &some {b: 1, c: 2}\nb: &more {e: 5}\nd: {<<: *some, <<: *more, b: 3}\n"})
+    expected = {"a": {"b": 1, "c": 2}, "b": {"e": 5}, "d": {"b": 3, "c": 2, "e": 5}}
+    assert read_config(tmp_path / "top.yaml") == expected
 
 
 def test_a_file_must_follow() -> None:

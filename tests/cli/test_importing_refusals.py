@@ -25,6 +25,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: Network, dat
     return tmp_path
 
 
+def config_of(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What is written, as it is read, and the notes beside it."""
+    text, notes = imported(file)
+    return yaml.safe_load(text), notes
+
+
 @pytest.mark.parametrize(
     ("name", "key", "near"),
     [
@@ -99,6 +105,8 @@ def test_a_value_of_any_shape_is_read_or_refused(name: str, place: Path) -> None
         ("llama-factory", {"it": {"columns": [1]}}),
         ("llama-factory", {"it": {"tags": 3}}),
         ("llama-factory", {"it": {"num_samples": "x"}}),
+        ("llama-factory", {"it": {"formatting": "sharegpt", "tags": {"role_tag": 3}}}),
+        ("axolotl", [{"path": "a", "type": {"format": 3}}]),
         ("llama-factory", [1]),
     ],
 )
@@ -127,6 +135,15 @@ def test_one_key_and_several_are_told_in_good_grammar(place: Path) -> None:
         ("axolotl", {"datasets": [{"path": "a.jsonl", "tpye": "alpaca"}]}, "no key tpye (did you mean type?)"),
         ("axolotl", {"num_epochs": 0.5}, "num_epochs is 0.5, and ftlab trains whole epochs"),
         ("trl", {"learning_rate": "fast"}, "learning_rate is 'fast': it must be a number"),
+        ("trl", {"learning_rate": 10**400}, "it must be a number"),
+        ("trl", {"dtype": 3}, "dtype is 3: it must be a text"),
+        ("trl", {"lora_target_modules": 3}, "lora_target_modules is 3: it must be a text or a list of texts"),
+        (
+            "trl",
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": "low"}},
+            "lr_scheduler_kwargs: lr_end is 'low': it must be a number",
+        ),
+        ("trl", {"lr_scheduler_type": "polynomial", "learning_rate": 0.0}, "learning_rate is 0.0: it must be above 0"),
         ("trl", {"load_in_4bit": True, "use_peft": False}, "cannot be trained whole"),
     ],
 )
@@ -135,6 +152,48 @@ def test_what_cannot_be_imported_is_refused(
 ) -> None:
     change(name, **values)
     assert said in refused("import-config", f"{name}.yaml")
+
+
+def test_numbers_of_a_schedule_may_be_texts_to_yaml(place: Path) -> None:
+    change("trl", lr_scheduler_type="cosine_with_min_lr", learning_rate="1e-4", lr_scheduler_kwargs={"min_lr": "1e-6"})
+    config, _ = config_of(Path("trl.yaml"))
+    assert config["model"]["schedule"]["init_args"]["floor"] == pytest.approx(0.01)
+    change("trl", lr_scheduler_kwargs={"min_lr_rate": "2e-1", "num_cycles": 3})
+    config, notes = config_of(Path("trl.yaml"))
+    assert config["model"]["schedule"]["init_args"]["floor"] == pytest.approx(0.2)
+    assert any("num_cycles is none of ftlab's schedules" in note for note in notes)
+
+
+def test_false_in_quotes_is_false(place: Path) -> None:
+    off = dict.fromkeys(("bf16", "fp16", "sample_packing", "train_on_inputs", "gradient_checkpointing"), "false")
+    change("axolotl", **off)
+    config, _ = config_of(Path("axolotl.yaml"))
+    assert config["trainer"]["precision"] == "32-true"
+    assert not config["model"].get("gradient_checkpointing")
+    assert config["data"].get("batching") != "pack"
+    assert config["data"]["learn"] != "all"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '{"learning_rate": 1, "learning_rate": 2}',
+            "one.json, in one mapping: learning_rate is there twice: take one",
+        ),
+        ('{"a": ' + "[" * 100_000, "one.json is not JSON"),
+        ('{"learning_rate": ', "one.json is not JSON"),
+        ("[1]", "one.json holds no keys"),
+    ],
+)
+def test_json_that_is_refused(text: str, said: str, place: Path, refused: Callable[..., str]) -> None:
+    Path("one.json").write_text(text)
+    assert said in refused("import-config", "one.json")
+
+
+def test_a_torn_description_of_data_sets_is_refused(place: Path, refused: Callable[..., str]) -> None:
+    Path("dataset_info.json").write_text('{"it": ')
+    assert "dataset_info.json is not JSON" in refused("import-config", "llama-factory.yaml")
 
 
 def test_whose_it_is(place: Path, refused: Callable[..., str]) -> None:

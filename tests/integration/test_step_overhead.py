@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from terminals import Terminal
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -136,9 +137,15 @@ def _caller() -> str:
 
 @pytest.fixture
 def watched(
-    make_module: Make, make_data: Make, make_trainer: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+    make_module: Make,
+    make_data: Make,
+    make_trainer: Make,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: Terminal,
+    at_once: None,
 ) -> Callable[..., Watch]:
-    """Trains with all that a run has beside its training."""
+    """Trains with all that a run has beside its training, and a bar that is drawn anew at each step."""
 
     def train(method: Any, optimizer: Make = fused, **layout: Any) -> Watch:
         watch, checkpoints = Watch(monkeypatch), Checkpoints(run)

@@ -24,9 +24,10 @@ def translate(foreign: Foreign) -> None:
             raise foreign.refuse(
                 f"{key} {foreign.given[key]} has an objective that ftlab has not: it learns answers and running text"
             )
-    bf16 = any([foreign.take("bf16"), foreign.take("bfloat16")])
-    fp16 = any([foreign.take("fp16"), foreign.take("float16")])
-    if foreign.take("bf16") == "auto":
+    said = foreign.take("bf16")
+    bf16 = any([said in ("auto", "full") or foreign.flag("bf16"), foreign.flag("bfloat16")])
+    fp16 = any([foreign.flag("fp16"), foreign.flag("float16")])
+    if said == "auto":
         foreign.note("differs", "bfloat16, also where a device has none: then --trainer.precision 32-true", "bf16")
     _network(foreign, bf16)
     _method(foreign, bf16)
@@ -34,8 +35,9 @@ def translate(foreign: Foreign) -> None:
     training.common(foreign)
     training.precision(foreign, bf16, fp16)
     checkpointed = foreign.take("gradient_checkpointing")
-    training.checkpointing(foreign, checkpointed not in (None, False))
-    if isinstance(checkpointed, str):
+    elsewhere = isinstance(checkpointed, str) and checkpointed.lower() not in ("true", "false")
+    training.checkpointing(foreign, elsewhere or foreign.flag("gradient_checkpointing"))
+    if elsewhere:
         foreign.note(
             "differs", "model.gradient_checkpointing offloaded keeps inputs on the host", "gradient_checkpointing"
         )
@@ -54,10 +56,10 @@ def _network(foreign: Foreign, bf16: bool) -> None:
     foreign.put("model.network.dtype", "bfloat16" if bf16 and frozen else "float32")
     if bf16 and not frozen:
         foreign.note("differs", "weights that are trained are kept in float32, where small steps are not lost", "bf16")
-    kernels = [kernel for key, kernel in _KERNELS.items() if foreign.take(key)]
-    if kernel := foreign.take("attn_implementation", next(iter(kernels), None)):
+    kernels = [kernel for key, kernel in _KERNELS.items() if foreign.flag(key)]
+    if kernel := foreign.text("attn_implementation") or next(iter(kernels), None):
         foreign.put("model.network.attention", kernel)
-    if foreign.take("trust_remote_code"):
+    if foreign.flag("trust_remote_code"):
         foreign.put("model.network.trust_remote_code", True)
 
 
@@ -65,13 +67,13 @@ def _method(foreign: Foreign, bf16: bool) -> None:
     name = foreign.take("adapter")
     four, eight = foreign.flag("load_in_4bit"), foreign.flag("load_in_8bit")
     more = foreign.part("bnb_config_kwargs")
-    targets, linear = foreign.take("lora_target_modules"), foreign.take("lora_target_linear")
+    targets, linear = foreign.take("lora_target_modules"), foreign.flag("lora_target_linear")
     options = {
         "r": foreign.take("lora_r"),
         "alpha": foreign.take("lora_alpha"),
         "dropout": foreign.number("lora_dropout"),
-        "rslora": foreign.take("peft_use_rslora"),
-        "dora": foreign.take("peft_use_dora"),
+        "rslora": foreign.flag("peft_use_rslora") or None,
+        "dora": foreign.flag("peft_use_dora") or None,
         "ratio": foreign.take("loraplus_lr_ratio"),
         "init": _start(foreign),
         "modules_to_save": foreign.take("lora_modules_to_save") or None,
@@ -144,9 +146,9 @@ def _own_names(foreign: Foreign) -> None:
 
 
 def _wandb(foreign: Foreign) -> None:
-    on, project, mode = foreign.take("use_wandb"), foreign.take("wandb_project"), foreign.take("wandb_mode")
-    entity, model = foreign.take("wandb_entity"), foreign.take("wandb_log_model")
-    wanted = (on or project) and on is not False and mode != "disabled"
+    project, mode = foreign.text("wandb_project"), foreign.text("wandb_mode")
+    entity, model = foreign.text("wandb_entity"), foreign.take("wandb_log_model")
+    wanted = (foreign.flag("use_wandb") or (project and not foreign.says("use_wandb"))) and mode != "disabled"
     foreign.put("wandb.mode", (mode if mode in ("online", "offline") else "auto") if wanted else "disabled")
     for key, value in {"project": project, "entity": entity}.items():
         if wanted and value:
@@ -163,10 +165,10 @@ def _data(foreign: Foreign) -> None:
         foreign.put("data.truncate_from", "right")
     share = foreign.number("val_set_size")
     foreign.put("data.splits", {"validation": int(share) if share >= 1 else share, "test": 0})
-    foreign.put("data.duplicates", {"exact": bool(foreign.take("dataset_exact_deduplication", False))})
+    foreign.put("data.duplicates", {"exact": foreign.flag("dataset_exact_deduplication")})
     if workers := foreign.whole("dataset_num_proc"):
         foreign.put("data.preparation_workers", workers)
-    if foreign.take("sample_packing"):
+    if foreign.flag("sample_packing"):
         foreign.put("data.batching", "pack")
     if system := foreign.take("default_system_message"):
         foreign.put("data.system", system)
@@ -179,7 +181,7 @@ def _data(foreign: Foreign) -> None:
         raise foreign.refuse("datasets is missing: say what is to be trained on")
     if not isinstance(listed, list):
         raise foreign.wrong(key, "a list of data sets")
-    whole = bool(foreign.take("train_on_inputs", False))
+    whole = foreign.flag("train_on_inputs")
     sources = [source for each in listed for source in _sources(foreign, each, bool(running))]
     learned = {source.pop("learn") for source in sources}
     templates = {source.pop("template") for source in sources}
@@ -237,7 +239,7 @@ def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
         foreign.note("differs", "Alpaca's wording, with an empty ### Input where a record has none", "datasets")
         return plain | asset("shared")["wording of alpaca"]
     if name == "completion":
-        column = each.take("field") or "text"
+        column = each.text("field") or "text"
         text = {} if column == "text" else {"response": f"{{{column}}}"}
         return {"learn": "all", "template": "plain", "format": "text", **text}
     if name == "chat_template":
@@ -247,7 +249,7 @@ def _read(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
 
 
 def _chat(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
-    column = each.take("field_messages") or "messages"
+    column = each.text("field_messages") or "messages"
     names = each.part("message_property_mappings")
     role = names.take("role", each.take("message_field_role", "role"))
     content = names.take("content", each.take("message_field_content", "value" if role == "from" else "content"))
@@ -266,9 +268,9 @@ def _chat(foreign: Foreign, each: Part, path: str) -> dict[str, Any]:
 
 def _own_words(foreign: Foreign, kind: Part, path: str) -> dict[str, Any]:
     """A format of the user's own, with its columns in the place of Axolotl's names for them."""
-    form, without, system = kind.take("format"), kind.take("no_input_format"), kind.take("system_prompt")
+    form, without, system = kind.text("format"), kind.text("no_input_format"), kind.text("system_prompt")
     words = form or without or "{instruction}"
-    columns = {part: kind.take(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
+    columns = {part: kind.text(f"field_{part}") or part for part in ("instruction", "input", "output", "system")}
     for part in ("instruction", "input", "system"):
         words = words.replace(f"{{{part}}}", f"{{{columns[part]}}}")
     if system or (form and without):

@@ -20,7 +20,7 @@ import yaml
 
 import ftlab
 from ftlab.cli.compose import read_config
-from ftlab.errors import UserError, one_line
+from ftlab.errors import UserError
 
 ASSETS = Path(ftlab.__file__).parent / "assets" / "importing"
 NAMES = ("trl", "llama-factory", "axolotl")
@@ -131,7 +131,7 @@ class Values(ABC):
         value = self.take(name, otherwise)
         try:
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self.wrong(name, "a number") from None
 
     def whole(self, name: str, otherwise: int = 0) -> int:
@@ -266,9 +266,9 @@ class Foreign(Values):
         """Says something of keys."""
         self.notes.append(Note(kind, tuple(self.key(name) for name in names), text))
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str, **defaults: Any) -> Part:
         """A mapping within it."""
-        return Part(self.place(name), self.mapping(name))
+        return Part(self.place(name), self.mapping(name), **defaults)
 
     def data_set(self, given: Any, **defaults: Any) -> Part:
         """One of the data sets that the configuration lists.
@@ -332,7 +332,7 @@ def read(file: Path, name: str | None) -> Foreign:
     Raises:
         UserError: It cannot be read, it may be that of several tools, or it has a key that the tool does not know.
     """
-    given = _json(file) if file.suffix == ".json" else read_config(file)
+    given = read_config(file)
     found = tool(name or _whose(file, given))
     if unknown := [str(key) for key in given if key not in found.keys]:
         raise UserError(f"{file}: {no_such_keys(found.title, unknown, found.keys)}, or name the tool with --from")
@@ -349,20 +349,6 @@ def no_such_keys(whose: str, unknown: Sequence[str], known: Iterable[str]) -> st
 
 def _is(those: Sequence[str]) -> str:
     return "is" if len(those) == 1 else "are"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"there is no configuration file {file}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration file {file} cannot be read ({error})") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} holds no keys: a configuration is a mapping")
-    return content
 
 
 def _whose(file: Path, given: Mapping[str, Any]) -> str:

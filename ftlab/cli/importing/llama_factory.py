@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ftlab.cli.importing import adapters, training
 from ftlab.cli.importing.foreign import Foreign, Part, asset
-from ftlab.errors import UserError
+from ftlab.yaml_files import read_mapping
 
 _ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 _MESSAGES = {"sharegpt": ("conversations", "from", "value"), "openai": ("messages", "role", "content")}
@@ -203,13 +202,9 @@ def _weights(foreign: Foreign, sets: int) -> list[float]:
 def _described(place: str) -> dict[str, Any]:
     """dataset_info.json, by the names of the sets; nothing where it is not at hand."""
     file = Path(place) / "dataset_info.json"
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not file.is_file():
         return {}
-    if not isinstance(described, dict):
-        raise UserError(f"{file} holds no names: it must be a mapping of data sets")
-    return described
+    return read_mapping(file, "description of data sets", "it must be a mapping of data sets")
 
 
 def _source(foreign: Foreign, name: str, place: Path, described: dict[str, Any], stage: str) -> dict[str, Any]:
@@ -247,14 +242,14 @@ def _form(foreign: Foreign, name: str, info: Part, stage: str) -> dict[str, Any]
             found = {"prompt": "\n".join(f"{{{column}}}" for column in asked), "response": f"{{{answer}}}"}
     else:
         column, role, content = _MESSAGES.get(form, _MESSAGES["sharegpt"])
-        said = columns.get("messages", column), tags.take("role_tag", role), tags.take("content_tag", content)
+        said = columns.get("messages", column), tags.text("role_tag") or role, tags.text("content_tag") or content
         found = {"format": "messages" if said == _MESSAGES["openai"] else "conversations"}
         other = [column for key, column in columns.items() if key != "messages"]
         if said not in _MESSAGES.values():
             other = [*said, *other]
         for tag, names in _TAGS.items():
-            if tags.take(tag, names[0]) not in names:
-                other.append(f"{tag} {tags.take(tag)}")
+            if (tags.text(tag) or names[0]) not in names:
+                other.append(f"{tag} {tags.text(tag)}")
     if other:
         foreign.note("hand", f"{', '.join(other)} of {name}: bring its records into shape by data.function", "dataset")
     foreign.note_unread(tags, f"the tags of {name}", "dataset")

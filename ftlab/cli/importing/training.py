@@ -105,27 +105,25 @@ def _optimizer(foreign: Foreign) -> None:
 def _schedule(foreign: Foreign) -> None:
     table = asset("shared")["schedules"]
     name = str(foreign.take("lr_scheduler_type", "linear"))
-    more = foreign.mapping("lr_scheduler_kwargs")
+    more = foreign.part("lr_scheduler_kwargs", power=1, num_cycles={"cosine": 0.5}.get(name, 1))
     rate = foreign.number("learning_rate")
     arguments: dict[str, Any] = {"warmup": 0 if name == "constant" else _warmup(foreign)}
     if name not in table:
         foreign.note(
             "hand", f"a straight line stands for {name}: ftlab has constant, cosine and linear", "lr_scheduler_type"
         )
-        name, more = "linear", {}
-    if name == "polynomial":
-        arguments["floor"] = more.pop("lr_end", 1e-7) / rate
-        if more.get("power", 1) == 1:
-            more.pop("power", None)
+        name = "linear"
+    if name == "polynomial" or (name == "cosine_with_min_lr" and more.take("min_lr") is not None):
+        if not rate:
+            raise foreign.wrong("learning_rate", "above 0")
+        arguments["floor"] = (more.number("lr_end", 1e-7) if name == "polynomial" else more.number("min_lr")) / rate
     elif name == "cosine_with_min_lr":
-        low = more.pop("min_lr", None)
-        arguments["floor"] = more.pop("min_lr_rate", None) if low is None else low / rate
-    elif name in ("cosine", "cosine_with_restarts") and more.get("num_cycles") == {"cosine": 0.5}.get(name, 1):
-        more.pop("num_cycles")
+        arguments["floor"] = more.number("min_lr_rate")
     if table[name].endswith("Linear") or table[name].endswith("Cosine"):
         arguments.setdefault("floor", _floor(foreign))
-    if more:
-        foreign.note("hand", f"{', '.join(more)} is none of ftlab's schedules: it is left out", "lr_scheduler_kwargs")
+    if unread := more.unread():
+        said = f"{', '.join(unread)} is none of ftlab's schedules: it is left out"
+        foreign.note("hand", said, "lr_scheduler_kwargs")
     if arguments["warmup"]:
         foreign.note(
             "differs",

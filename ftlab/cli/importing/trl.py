@@ -33,7 +33,7 @@ def _network(foreign: Foreign) -> None:
     foreign.put("model.network.path", path)
     if (revision := foreign.take("model_revision")) != "main":
         foreign.put("model.network.revision", revision)
-    dtype = foreign.take("dtype")
+    dtype = foreign.text("dtype")
     if dtype == "auto":
         foreign.note("hand", "float32 stands for auto: give the type of the checkpoint", "dtype")
     foreign.put("model.network.dtype", "float32" if dtype == "auto" else dtype)
@@ -54,7 +54,7 @@ def _method(foreign: Foreign) -> None:
         "dora": foreign.flag("use_dora"),
         "modules_to_save": foreign.take("lora_modules_to_save"),
     }
-    targets = foreign.take("lora_target_modules")
+    targets = foreign.texts("lora_target_modules") or None
     if not foreign.flag("use_peft"):
         if any(few):
             raise foreign.refuse("a network in few bits cannot be trained whole: set use_peft to true")
@@ -68,9 +68,7 @@ def _method(foreign: Foreign) -> None:
             "double": double and few[0],
             "compute_dtype": foreign.result["model"]["network"]["dtype"],
         }
-    if targets in (["all-linear"], "all-linear"):
-        targets = "all-linear"
-    adapters.adapter(foreign, targets, bits, **options)
+    adapters.adapter(foreign, "all-linear" if targets == ["all-linear"] else targets, bits, **options)
 
 
 def _data(foreign: Foreign) -> None:
