@@ -5,13 +5,13 @@
 #   TOKENIZER  directory of a tokenizer
 #   DATA       JSONL file with prompt and completion, of skewed lengths
 #   PART       profile (2 minutes on an H200), tests and memory (5, at the same time), head (1), start (1), speed (8, of
-#              which networks 1), packed (3), peers (6), in that order; by default all
+#              which networks 1), packed (3), peers (6), in that order; by default all. Only tests and memory are not timed
 # In the order of what is worth most, so that it may be cut short. PYTHON names the interpreter; STEPS are those of an arm,
 # of which 4 are not measured. SMALL=1 tries the same on a CPU with tiny networks.
 set -uo pipefail
 out=$(realpath "$1") place=$(realpath "$2") tokenizer=$(realpath "$3") data=$(realpath "$4")
 parts=" ${*:5} "
-[ "$parts" != "  " ] || parts=" tests memory head profile start speed packed peers "
+[ "$parts" != "  " ] || parts=" profile tests memory head start speed packed peers "
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1 PYTHON=${PYTHON:-python3}
 small=llama-3.2-1b large=llama-3.1-8b length=2048 mixed=bf16-mixed pure=bf16-true steps=${STEPS:-16}
@@ -35,13 +35,6 @@ memory() { # NETWORK METHOD LENGTH PRECISION [--checkpointing]
 export -f bench memory
 export out place tokenizer steps
 
-if wanted tests; then
-  timeout -s INT 300 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 8 --basetemp="$place/tests" --durations=20 \
-    tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1 &
-  tests=$! # memory does not depend on what else is computed
-  wanted memory || wait $tests
-fi
-
 # rows that are all about as long as they may be, nearly every token a target
 $PYTHON - "$data" "$tokenizer" "$place" $((length / 4)) $length <<'PYTHON'
 import json, sys
@@ -62,12 +55,6 @@ make_network() {
 network_directory('$1', Path('$tokenizer'), Path('$place'))"
 }
 make_network $small
-making=
-if [[ "$parts" =~ memory|start|speed|peers ]] && [ $small != $large ]; then
-  make_network $large & # nothing is timed meanwhile
-  making=$!
-fi
-
 if wanted profile; then
   for arm in ftlab bare; do
     bench profile_$arm --network $small --method full --precision $pure --length "$length" --batch-size 4 \
@@ -75,7 +62,13 @@ if wanted profile; then
     gzip -f "$out/trace_$arm.json"
   done
 fi
-[ -z "$making" ] || wait $making
+if wanted tests; then
+  timeout -s INT 300 "$PYTHON" -m pytest -p no:cacheprovider -m gpu -n 8 --basetemp="$place/tests" --durations=20 \
+    tests/gpu tests/modules/test_optimizers.py >"$out/gpu_tests.log" 2>&1 &
+  tests=$! # memory does not depend on what else is computed
+  wanted memory || wait $tests
+fi
+! [[ "$parts" =~ memory|start|speed|peers ]] || make_network $large
 
 if wanted memory; then
   for checkpointing in "" --checkpointing; do

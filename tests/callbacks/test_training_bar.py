@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -83,6 +84,23 @@ def test_judging_has_a_bar_of_its_own(
     seen = shown(terminal)
     counts = re.findall(rf"{said} [^\r\n]* (\d+)/(\d+) batches", seen)
     assert [*dict.fromkeys(counts)] == [(str(n), str(total)) for n in range(1, total + 1)]
+
+
+class Slow(pl.Callback):
+    """Each batch takes 0.1 s."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(0.1)
+
+
+def test_time_left_runs_down_within_a_step(
+    terminal: Terminal, at_once: None, make_trainer: Make, make_module: Make, make_data: Make
+) -> None:
+    trainer = make_trainer(max_steps=2, accumulate_grad_batches=6, callbacks=[TrainingBar(), Slow()])
+    trainer.fit(make_module(LoRA()), make_data(batch_size=1))
+    rates = re.findall(r" 1/2 steps  ([\d.]+)/s", shown(terminal))
+    assert len(rates) >= 6
+    assert len({*rates}) == 1  # it is that of the steps that are done
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")], ids=str)

@@ -70,6 +70,13 @@ def test_a_home_that_cannot_be_written_does_no_harm(place: Path, monkeypatch: py
     assert candidates(["ls", "--js"]) == ["--json"]
 
 
+def test_a_help_that_was_broken_off_is_not_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ftlab.cli.main", lambda words: 130)
+        assert candidates(["ls", "--js"]) == []
+    assert candidates(["ls", "--js"]) == ["--json"]
+
+
 def test_help_is_read() -> None:
     text = """usage: ftlab x [--a A]
 

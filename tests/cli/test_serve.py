@@ -92,6 +92,8 @@ def test_what_cannot_be_served(
     assert "holds neither an adapter nor a network" in refused("serve", "empty")
     (whole / "model.safetensors").unlink()
     assert "merged lacks model.safetensors" in refused("serve", whole)
+    (whole / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json is damaged" in refused("serve", whole)
 
 
 @pytest.mark.slow
