@@ -236,6 +236,11 @@ class Network:
                 ) from error
             if not local and what == "weights" and "use_safetensors" in str(error):
                 raise UserError(f"network.path: {self.path} on the hub {_PICKLED}") from error
+            if isinstance(error, ImportError) and "FlashAttention" in str(error):
+                raise UserError(
+                    f"network.attention is {self.attention}, whose package is not installed ({_first_line(error)}): "
+                    "install it, or take sdpa"
+                ) from error
             if local:
                 raise UserError(
                     f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"

@@ -8,8 +8,9 @@ import time
 from contextlib import ExitStack
 from typing import ClassVar
 
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.filesize import decimal
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
@@ -21,6 +22,8 @@ _SOON = 1.0
 """Seconds of a work in which nothing is drawn."""
 _AGAIN = 0.1
 """Seconds between two drawings."""
+_FREE = 3
+"""Columns at the end of a line."""
 
 
 class Progress:
@@ -51,8 +54,8 @@ class Progress:
     ) -> None:
         console = new_console(sys.stderr)  # the stream of now: others may put another in its place for a while
         self._shown = shown and draws_bars(sys.stderr) and not Progress._open
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),
+        self._bar = _Line(
+            _Words(),
             BarColumn(bar_width=None),  # what words and numbers leave of the line
             _Count(unit, done),
             console=console,
@@ -121,6 +124,31 @@ class Progress:
             self._bar.start()
             self._bar.refresh()
             self._drawn = time.monotonic()
+
+
+class _Line(Bar):
+    """A bar beside which some columns stay free."""
+
+    def get_renderable(self) -> RenderableType:
+        return _Narrower(super().get_renderable())
+
+
+class _Narrower:
+    """A terminal shows the ^C that is typed: after a full line it would begin the next one, and that alone would be
+    cleared at the end."""
+
+    def __init__(self, bar: RenderableType) -> None:
+        self._bar = bar
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(self._bar, options.update_width(max(1, options.max_width - _FREE)))
+
+
+class _Words(ProgressColumn):
+    """What is done; cut where the line is short, of which the numbers need their part."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class _Count(ProgressColumn):

@@ -1,5 +1,7 @@
 """A network is opened as it is described, counted and fingerprinted to the byte, and never repacked."""
 
+import dataclasses
+import importlib.util
 import json
 import math
 import re
@@ -393,3 +395,11 @@ class TestQuantisedByOthers:
 def _flip_bit(tensor: torch.Tensor) -> None:
     """Changes the lowest bit of the first byte, in place."""
     tensor.flatten().view(torch.uint8)[0] ^= 1
+
+
+def test_a_kernel_that_is_not_installed_is_no_matter_of_the_weights(network: Network) -> None:
+    if importlib.util.find_spec("flash_attn"):
+        pytest.skip("it is installed")
+    kernel = dataclasses.replace(network, attention="flash_attention_2")
+    with pytest.raises(UserError, match=r"network\.attention is flash_attention_2, whose package is not installed"):
+        kernel.model()

@@ -31,6 +31,19 @@ def test_a_terminal_sees_count_rate_and_time_left(terminal: Terminal, at_once: N
     assert re.search(r"/s  0:00:\d\d left", seen)
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_numbers_are_whole_and_some_columns_are_free(
+    columns: int, terminal: Terminal, at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Progress("train_loss 0.3326, val_loss 0.3375", "steps", 1500, forks=True) as bar:
+        bar.advance(150)
+        bar.advance()
+    drawn = [line for line in re.split(r"[\r\n]+", without_codes(terminal.read())) if "steps" in line]
+    assert all(re.search(r" 15[01]/1,500 steps  \S+/s  \d:\d\d:\d\d left$", line) for line in drawn)
+    assert {len(line) for line in drawn} == {columns - 3}
+
+
 @pytest.mark.parametrize("forks", [False, True])
 def test_of_short_work_nothing_is_said(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
     monkeypatch.setattr(progress, "_SOON", 60.0)  # short, whatever else the machine does

@@ -90,7 +90,17 @@ VERBOSE = ("-v", "--verbose")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0, 1 where it could not be done, 2 for a command that makes no sense, 75
-    where a signal has stopped training and the same command goes on, 130 where the user has."""
+    where a signal has stopped training and the same command goes on, 130 where the user has, 141 where nobody reads on
+    what it prints."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _unread()
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = arguments[:1] != ["completion"] and any(word in VERBOSE for word in arguments)
     if verbose:
@@ -104,12 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _refuse(f"unknown verb {verb!r}: the verbs are {', '.join(VERBS)}", 2)
-    quiet.silence()
-    sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
     try:
-        if argv is None and verb == "fit":
-            _say_what_begins(rest)
         with _known_for_an_interrupt():
+            quiet.silence()
+            sys.path.insert(0, "")  # a user's own methods and metrics lie where the command is given
+            if argv is None and verb == "fit":
+                _say_what_begins(rest)
             module = _imported(verb, rest, argv is None)
         return module.run(verb, rest)
     except UserError as error:
@@ -119,11 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as stop:
         return _refuse(str(stop), Preempted.EXIT_CODE)
     except KeyboardInterrupt as stop:
-        return _refuse(str(stop) if stop.args else "stopped by the user", 130)
+        return _stopped(str(stop))
     except SystemExit as stop:  # after --help and --print_config
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning has answered it
-            return _refuse("stopped by the user", 130)
+            return _stopped()
+        if isinstance(stop.__context__, BrokenPipeError):  # so has rich
+            return _unread()
         return stop.code if isinstance(stop.code, int) else 0
+
+
+def _stopped(sentence: str = "") -> int:
+    """Says that it was the user; nothing is imported, which an import that was broken off might not let be."""
+    print(f"ftlab: {sentence or 'stopped by the user'}", file=sys.stderr)
+    return 130
+
+
+def _unread() -> int:
+    """Ends as quietly as other programs whose output nobody reads on, such as `head`'s, and with their code: 141."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try once more at its end
+    return 128 + signal.SIGPIPE
 
 
 def _say_what_begins(arguments: Sequence[str]) -> None:

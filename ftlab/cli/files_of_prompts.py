@@ -143,11 +143,16 @@ def _write(to: Path, model: Model, questions: Sequence[Question], identity: Mapp
         done = whole[0].count(b"\n") + bool(whole[1])
         if done:
             print(f"ftlab: going on after {done:,} answers of {len(questions):,}", file=sys.stderr)
-        with closing(_answered(model, questions, done)) as answered:
-            for text in answered:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
+        try:
+            with closing(_answered(model, questions, done)) as answered:
+                for text in answered:
+                    file.write(text.encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "stopped by the user; the answers so far are kept, and the same command goes on"
+            ) from None
         part.replace(to)  # while nobody else can take it for what is to be gone on with
     sync_directory(to.parent)
     print(f"ftlab: wrote {to}", file=sys.stderr)

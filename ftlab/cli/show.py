@@ -42,7 +42,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     found.configuration(), found.record()  # or a sentence says what is damaged
     said = what_it_is(RunFacts(found))
     if options.json:
-        print(json.dumps(said, indent=2, ensure_ascii=False, default=str))
+        date = said["date"] and said["date"].isoformat()
+        print(json.dumps(said | {"date": date}, indent=2, ensure_ascii=False, default=str))
     else:
         _print(said)
     return 0

@@ -208,3 +208,31 @@ def test_a_file_that_is_there_stays(place: Path, refused: Callable[..., str]) ->
     Path("mine.yaml").write_text("kept")
     assert "is there already" in refused("import-config", "trl.yaml", "-o", "mine.yaml")
     assert Path("mine.yaml").read_text() == "kept"
+
+
+def test_files_of_a_data_set_are_looked_for_in_it(place: Path) -> None:
+    Path("sets").mkdir()
+    for name in ("trl", "axolotl"):
+        change(name, datasets=[{"path": "sets", "data_files": ["a.jsonl"]}])
+        config, _ = config_of(Path(f"{name}.yaml"))
+        assert config["data"]["path"] == "sets/a.jsonl"
+        change(name, datasets=[{"path": "json", "data_files": "b.jsonl"}])
+        config, _ = config_of(Path(f"{name}.yaml"))
+        assert config["data"]["path"] == "b.jsonl"
+        change(name, datasets=[{"path": "org/name", "data_files": "b.jsonl"}])
+        config, notes = config_of(Path(f"{name}.yaml"))
+        assert config["data"]["path"] == "org/name"
+        assert any("b.jsonl of org/name is not carried over: fetch them" in note for note in notes)
+
+
+def test_no_tool_looks_for_duplicates_unasked(place: Path) -> None:
+    for name in NAMES:
+        config, _ = config_of(Path(f"{name}.yaml"))
+        assert config["data"]["duplicates"] == {"exact": False}
+
+
+def test_evaluation_without_records_is_named(place: Path) -> None:
+    change("trl", eval_strategy="steps", eval_steps=2, test_split_size=None)
+    _, notes = config_of(Path("trl.yaml"))
+    assert any("eval_strategy" in note and "--data.splits.validation" in note for note in notes)
+    assert not any("dataset_test_split" in note for note in notes)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from terminals import Terminal, without_codes
-from written_runs import write_method
+from written_runs import write_method, write_run
 
 from ftlab import cli
 from ftlab.cli import main
@@ -128,6 +128,19 @@ def test_ctrl_c_of_which_a_half_made_module_makes_an_error(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr() == ("", "ftlab: stopped by the user\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["schema"], ["ls"], ["fit", "-c", "tiny.yaml", "--print_config"]], ids=" ".join
+)
+def test_output_that_nobody_reads_ends_quietly(words: list[str], workplace: Path) -> None:
+    write_run(Path("runs/a/one"), [1.0])
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ftlab", *words]
+    with os.fdopen(writer, "w") as nobody:
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_programs_read_what_prepare_and_diff_print(workplace: Path, ftlab: Callable[..., Any]) -> None:

@@ -163,8 +163,7 @@ def _data(foreign: Foreign) -> None:
     foreign.put("data.overflow", {"raise": "refuse"}.get(strategy, strategy))
     if strategy == "truncate":
         foreign.put("data.truncate_from", "right")
-    share = foreign.number("val_set_size")
-    foreign.put("data.splits", {"validation": int(share) if share >= 1 else share, "test": 0})
+    training.held_out(foreign, "val_set_size")
     foreign.put("data.duplicates", {"exact": foreign.flag("dataset_exact_deduplication")})
     if workers := foreign.whole("dataset_num_proc"):
         foreign.put("data.preparation_workers", workers)

@@ -27,6 +27,8 @@ NAMES = ("trl", "llama-factory", "axolotl")
 
 Kind = Literal["differs", "hand", "none", "ours"]
 NO_COUNTERPART = "has no counterpart in ftlab"
+_LOADERS = ("json", "csv", "parquet", "text", "arrow", "pandas")
+"""What `datasets` takes in the place of a path: kinds of files."""
 _EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 
 
@@ -295,9 +297,16 @@ class Foreign(Values):
             self.note_unread(of_split, f"data_files of {path}", "datasets")
         else:
             files = part.texts("data_files")
-        if not files and not path:
+        if path and Path(path).is_dir():
+            return [str(Path(path) / file) for file in files] or [path]
+        if files and (not path or path in _LOADERS):
+            return files
+        if not path:
             raise self.refuse("a data set has no path: say where it lies")
-        return files or [f"{path}:{subset}" if subset else str(path)]
+        if files:
+            what = f"{', '.join(files)} of {path} {_is(files)} not carried over"
+            self.note("hand", f"{what}: fetch them, and give their place as data.path", "datasets")
+        return [f"{path}:{subset}" if subset else path]
 
     def note_unread(self, part: Part, what: str, name: str) -> None:
         """Names what has not been read of a part, which is known by `what` and stands under the key `name`."""

@@ -130,8 +130,8 @@ def _data(foreign: Foreign, stage: str) -> None:
     foreign.put("data.overflow", "split" if stage == "pt" else "truncate")
     if stage == "sft":
         foreign.note("differs", "of a longer record the front of the prompt is cut, not some of both", "cutoff_len")
-    share = foreign.number("val_size")
-    foreign.put("data.splits", {"validation": int(share) if share >= 1 else share, "test": 0})
+    training.held_out(foreign, "val_size")
+    foreign.put("data.duplicates", {"exact": False})
     packed, neat = foreign.take("packing", stage == "pt"), foreign.flag("neat_packing")
     if packed or neat:
         foreign.put("data.batching", "pack")

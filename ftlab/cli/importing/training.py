@@ -102,6 +102,19 @@ def _optimizer(foreign: Foreign) -> None:
     foreign.put("model.optimizer", optimizer)
 
 
+def held_out(foreign: Foreign, key: str) -> None:
+    """The share, or the number, of the records that are kept for validation."""
+    share = foreign.number(key)
+    foreign.put("data.splits", {"validation": int(share) if share >= 1 else share, "test": 0})
+    if share:
+        foreign.note(
+            "differs",
+            "records to validate on that are found in training, too, are refused: --data.leaks.action drop leaves "
+            "those of training out, ignore has them stay",
+            key,
+        )
+
+
 def _schedule(foreign: Foreign) -> None:
     table = asset("shared")["schedules"]
     name = str(foreign.take("lr_scheduler_type", "linear"))

@@ -88,8 +88,8 @@ def _data(foreign: Foreign) -> None:
         foreign.put("data.batching", "pack")
         if cut:
             foreign.note("differs", "records are kept apart, and only running text is cut", "packing_strategy")
-    share = foreign.number("test_split_size")
-    foreign.put("data.splits", {"validation": share, "test": 0})
+    training.held_out(foreign, "test_split_size")
+    foreign.put("data.duplicates", {"exact": False})
     if foreign.flag("dataset_streaming") or foreign.flag("streaming"):
         foreign.put("data.streaming", True)
     if workers := foreign.whole("dataset_num_proc"):
@@ -97,9 +97,15 @@ def _data(foreign: Foreign) -> None:
     _template(foreign, _found(str(sources[0]["path"])))
     for name, same in {"dataset_train_split": ("train",), "dataset_test_split": ("validation", "dev", "val")}.items():
         split = foreign.take(name)
-        judged = foreign.take("eval_strategy", "no") != "no"
-        if split not in same and (foreign.says(name) or (name == "dataset_test_split" and judged)):
+        if foreign.says(name) and split not in same:
             foreign.note("hand", f"ftlab finds train, dev and test by the files' names: {split} is none of these", name)
+    if foreign.take("eval_strategy", "no") != "no" and not foreign.number("test_split_size"):
+        foreign.note(
+            "hand",
+            "evaluation takes a file of its own, dev.jsonl beside train.jsonl, or a share: "
+            "--data.splits.validation 0.1",
+            "eval_strategy",
+        )
 
 
 def _sources(foreign: Foreign) -> list[dict[str, Any]]:
