@@ -78,11 +78,10 @@ def find(given: Iterable[str], base: str | None, undescribed: Undescribed) -> li
     """
     directories: dict[str, Path] = {}
     for word in given:
-        name, _, place = word.partition("=")
-        must_be_named(word, "--adapter")
+        name, directory = named(word, "--adapter")
         if name in directories:
             raise UserError(f"--adapter: {name!r} is given twice: give each adapter a name of its own")
-        directories[name] = Path(place)
+        directories[name] = directory
     sources = []
     for name, directory in directories.items():
         with _about(f"--adapter {name}"):
@@ -145,11 +144,12 @@ def read_combination(text: str) -> tuple[str, dict[str, float]]:
     return name, weights
 
 
-def must_be_named(word: str, asked: str) -> None:
-    """Refuses what is no NAME=DIR; `asked` is the option or the command that it was given to."""
-    name, equals, place = word.partition("=")
-    if not (name and equals and place) or set(name) & set(":, \t"):
+def named(word: str, asked: str) -> tuple[str, Path]:
+    """The two parts of NAME=DIR, given to the option or the command `asked`. Raises UserError where it is none."""
+    name, _, place = word.partition("=")
+    if not (name and place) or set(name) & set(":, \t"):
         raise UserError(f"{asked} is {word!r}: give NAME=DIR, the name without spaces, commas and colons")
+    return name, Path(place)
 
 
 @contextlib.contextmanager

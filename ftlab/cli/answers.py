@@ -127,19 +127,19 @@ class Model:
             # a batch decodes in one way and stops at the same tokens
             alike = (voice.decoding, voice.encoder.stop_ids, voice.encoder.pad_id)
             together[alike if mixes else (*alike, name)] += mine
+        first, streamer = self.voices[questions[0].adapter], None
+        if said and first.decoding.num_beams == 1:  # of several, the best is known at the end
+            streamer = _Pieces(first.encoder, said)
         tokens: dict[int, list[int]] = {}
         for (decoding, stop_ids, pad_id, *_), mine in together.items():
             prompts, rows = [ids[number] for number in mine], self._rows([questions[n].adapter for n in mine])
             drawn = replace(decoding, seed=decoding.seed + place)
-            streamer = _Pieces(self.voices[questions[0].adapter].encoder, said) if said else None
-            if decoding.num_beams > 1:
-                streamer = None
             batch = generate_all(
                 self.network, prompts, drawn, stop_ids, pad_id, self.batch_size, rows, streamer=streamer
             )
             tokens |= dict(zip(mine, batch, strict=True))
         answers = [self.voices[question.adapter].encoder.decode(tokens[n]) for n, question in enumerate(questions)]
-        if said and streamer is None:
+        if said and not streamer:
             said(answers[0])
         return answers
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ftlab.cli.adapters import must_be_named
+from ftlab.cli.adapters import named
 from ftlab.cli.answers import Model, Question, Voice
 from ftlab.data.records import Message
 from ftlab.errors import UserError
@@ -83,13 +83,13 @@ class Chat:
         model = self._model
         if not self._open:
             raise UserError("this is a run by itself: ftlab generate --adapter NAME=RUN takes others beside it")
-        name, equals, place = word.partition("=")
         if not word:
             print(", ".join(model.names), flush=True)
             return
-        if equals:
-            must_be_named(word, "/adapter")
-            voice = self._open(name, Path(place))
+        name = word
+        if "=" in word:
+            name, directory = named(word, "/adapter")
+            voice = self._open(name, directory)
             model.voices[name] = dataclasses.replace(voice, decoding=dataclasses.replace(voice.decoding, **self._said))
         elif name not in model.names:
             raise UserError(f"there is no adapter {name!r}: there are {', '.join(model.names)}")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from ftlab.cli.adapters import Undescribed, find, find_beside, open_all, read_combination
+from ftlab.cli.adapters import Undescribed, find, find_beside, named, open_all, read_combination
 from ftlab.cli.answers import Model, Voice
 from ftlab.cli.chat import Chat
 from ftlab.cli.experiment import Experiment
@@ -27,6 +27,20 @@ from ftlab.runs.files import digest, files_under
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Answers on standard output: text for one prompt and in a chat, a JSON line for each prompt of a file."""
+    options = parse(_parser(verb), arguments)
+    _must_make_sense(options)
+    model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
+    if options.file:
+        identity = _identity(options) if options.to else {}
+        return 1 if answer_file(model, options.file, options.to, identity) else 0
+    if options.prompt is not None:
+        model.say(sys.stdin.read() if options.prompt == "-" else options.prompt)
+    elif not options.save:
+        Chat(model, open_adapter).run()
+    return 0
+
+
+def _parser(verb: str) -> ArgumentParser:
     parser = own_parser(verb, "Answers prompts with a run's saved model, or with several adapters on one base.")
     parser.add_argument("run", type=Path | None, nargs="?", help="directory of a finished run")
     parser.add_argument("--prompt", type=str | None, help="the prompt to answer; '-' reads standard input")
@@ -71,17 +85,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--density", type=float | None, help="share of values that TIES, DARE and pruning keep")
     parser.add_argument("--save", type=Path | None, help="new directory for the combined adapter, in peft's layout")
-    options = parse(parser, arguments)
-    _must_make_sense(options)
-    model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
-    if options.file:
-        identity = _identity(options) if options.to else {}
-        return 1 if answer_file(model, options.file, options.to, identity) else 0
-    if options.prompt is not None:
-        model.say(sys.stdin.read() if options.prompt == "-" else options.prompt)
-    elif not options.save:
-        Chat(model, open_adapter).run()
-    return 0
+    return parser
 
 
 def _must_make_sense(options: Namespace) -> None:
@@ -116,7 +120,7 @@ def _model_of_run(options: Namespace) -> Model:
 def _identity(options: Namespace) -> dict[str, Any]:
     """What decides the answers, beside the prompts: the options, and the weights of all that is named."""
     said = {key: value for key, value in options.as_flat().__dict__.items() if key not in ("to", "file")}
-    places = [options.run] if options.run else [Path(word.partition("=")[2]) for word in options.adapter]
+    places = [options.run] if options.run else [named(word, "--adapter")[1] for word in options.adapter]
     files = [file for place in places for file in files_under(place / "model" if (place / "model").is_dir() else place)]
     return said | {"files": {str(file): digest(file) for file in files}}
 

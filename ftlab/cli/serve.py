@@ -78,9 +78,10 @@ def _find(word: str, base: str | None) -> Served:
     """Raises:
     UserError: There is nothing that could be served.
     """
-    name, equals, place = word.partition("=")
-    path = Path(place) if equals and not Path(word).exists() else Path(word)
-    own = name if equals and not Path(word).exists() else path.resolve().name
+    path, own = Path(word), Path(word).resolve().name
+    if "=" in word and not path.exists():
+        own, _, place = word.partition("=")
+        path = Path(place)
     if not path.is_dir():
         raise UserError(f"there is no directory {path}: give a finished run, or what ftlab export wrote")
     if is_quantised(path):
@@ -121,7 +122,7 @@ def _of_vllm(served: Sequence[Served], options: Namespace) -> list[str]:
         if len(served) > 1:
             raise UserError("a server serves one network: give several adapters of one base, or one network alone")
         return ["vllm", "serve", str(served[0].directory), *listening]
-    base = _one_base(served)
+    base = _base_of_all(served)
     for each in served:
         if why := why_not_vllm(each.directory):
             raise UserError(f"{each.directory}: {why}; ftlab export RUN DIR --merge makes a network that is served")
@@ -134,7 +135,12 @@ def _of_vllm(served: Sequence[Served], options: Namespace) -> list[str]:
     return ["vllm", "serve", base, "--enable-lora", *ranked, *several, "--lora-modules", *modules, *listening]
 
 
-def _one_base(served: Sequence[Served]) -> str:
+def _base_of_all(served: Sequence[Served]) -> str:
+    """The base that one server opens for them.
+
+    Raises:
+        UserError: They have several, or it is not there, or two adapters have one name.
+    """
     bases = {str(Path(each.base).resolve()) if Path(each.base or "").is_dir() else each.base: each for each in served}  # type: ignore[arg-type]
     if len(bases) > 1:
         (one, mine), (other, theirs), *_ = bases.items()
