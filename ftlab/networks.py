@@ -245,6 +245,11 @@ class Network:
                 raise UserError(
                     f"network.path: {self.path} has no {what} that transformers can open ({_first_line(error)})"
                 ) from error
+            if self.path.count("/") > 1 or self.path.startswith("."):  # none of the hub's names is so
+                raise UserError(
+                    f"network.path: {self.path} is no directory, seen from {Path.cwd()}: give the command where it is "
+                    "one, or say where it lies now"
+                ) from error
             raise UserError(
                 f"network.path: {self.path} is neither a directory nor a network that can be fetched from the hub "
                 f"({_first_line(error)})"

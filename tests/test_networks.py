@@ -85,7 +85,8 @@ class TestErrors:
 
     @pytest.mark.parametrize("open_it", [Network.model, Network.tokenizer, Network.config, Network.context_length])
     def test_missing_directory(self, tmp_path: Path, open_it: Callable[[Network], object]) -> None:
-        assert "neither a directory nor" in self.refused(tmp_path / "nowhere", open_it)
+        assert "is no directory" in self.refused(tmp_path / "nowhere", open_it)
+        assert f"is no directory, seen from {Path.cwd()}: give" in self.refused(Path("./nowhere/it/is"), open_it)
 
     def test_not_on_the_hub(self) -> None:
         assert "neither a directory nor" in self.refused("nobody/no-such-network", Network.model)
