@@ -51,6 +51,7 @@ _NO_ROWS = {
     "stream_loader",
     "streaming",
     "training",
+    "workers",
 }
 _PACKAGES = ("datasketch", "jinja2", "tokenizers", "transformers")
 
