@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping of JSON."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise _SaidTwiceError(f"in one mapping: {key} is there twice")
     return mapping
 

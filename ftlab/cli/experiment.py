@@ -269,12 +269,13 @@ def _take_whole_numbers_as_such(parser: LightningArgumentParser) -> None:
     Of Optional[Union[int, float]] typing hands out whatever order of the two somebody in this process has written
     first, and jsonargparse tries the types in their order.
     """
-    for action in parser._actions:
-        hint: Any = getattr(action, "_typehint", None)
+    actions: list[Any] = parser._actions
+    for action in actions:
+        hint = getattr(action, "_typehint", None)
         kinds = get_args(hint) if get_origin(hint) is Union else ()
         if int in kinds and float in kinds:
             others = (kind for kind in kinds if kind not in (int, float))  # str among them, which takes any number
-            action._typehint = Union[(int, float, *others)]  # type: ignore[attr-defined]
+            action._typehint = Union[(int, float, *others)]
 
 
 def _refuse_what_lightning_takes(config: Any) -> None:

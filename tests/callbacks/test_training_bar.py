@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import re
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +18,7 @@ import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from terminals import Terminal, without_codes
 
+from ftlab import progress
 from ftlab.callbacks import FrozenBase, TrainingBar
 from ftlab.methods import LoRA
 from ftlab.progress import Progress
@@ -86,21 +89,22 @@ def test_judging_has_a_bar_of_its_own(
     assert [*dict.fromkeys(counts)] == [(str(n), str(total)) for n in range(1, total + 1)]
 
 
-class Slow(pl.Callback):
-    """Each batch takes 0.1 s."""
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        time.sleep(0.1)
-
-
-def test_time_left_runs_down_within_a_step(
-    terminal: Terminal, at_once: None, make_trainer: Make, make_module: Make, make_data: Make
+def test_the_rate_is_that_of_whole_steps(
+    terminal: Terminal,
+    at_once: None,
+    make_trainer: Make,
+    make_module: Make,
+    make_data: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trainer = make_trainer(max_steps=2, accumulate_grad_batches=6, callbacks=[TrainingBar(), Slow()])
+    """A second goes by between any two looks at the clock, and many batches are a step."""
+    began, looks = time.monotonic(), itertools.count()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: began + next(looks)))
+    trainer = make_trainer(max_steps=2, accumulate_grad_batches=6, callbacks=[TrainingBar()])
     trainer.fit(make_module(LoRA()), make_data(batch_size=1))
     rates = re.findall(r" 1/2 steps  ([\d.]+)/s", shown(terminal))
     assert len(rates) >= 6
-    assert len({*rates}) == 1  # it is that of the steps that are done
+    assert len({*rates}) == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")], ids=str)

@@ -89,7 +89,8 @@ def test_a_value_of_any_shape_is_read_or_refused(name: str, place: Path) -> None
         for value in (3, -1.5, "abc", [1], ["a"], {"a": 1}, {"a": {"b": [1]}}, True):
             Path("other.yaml").write_text(yaml.safe_dump(known | {key: value}))
             with contextlib.suppress(UserError):
-                imported(Path("other.yaml"), name)
+                text, _ = imported(Path("other.yaml"), name)
+                assert yaml.safe_load(text).keys() >= {"trainer", "model", "data"}
 
 
 @pytest.mark.parametrize(
