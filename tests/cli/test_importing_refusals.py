@@ -167,12 +167,16 @@ def test_numbers_of_a_schedule_may_be_texts_to_yaml(place: Path) -> None:
 
 def test_false_in_quotes_is_false(place: Path) -> None:
     off = dict.fromkeys(("bf16", "fp16", "sample_packing", "train_on_inputs", "gradient_checkpointing"), "false")
-    change("axolotl", **off)
+    change("axolotl", **off, torch_compile="false")
     config, _ = config_of(Path("axolotl.yaml"))
+    assert "compile" not in config["model"]
     assert config["trainer"]["precision"] == "32-true"
     assert not config["model"].get("gradient_checkpointing")
     assert config["data"].get("batching") != "pack"
     assert config["data"]["learn"] != "all"
+    change("axolotl", torch_compile="auto")
+    config, _ = config_of(Path("axolotl.yaml"))
+    assert config["model"]["compile"] is True
 
 
 @pytest.mark.parametrize(

@@ -46,21 +46,12 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign, bf16: bool) -> None:
-    path = foreign.text("base_model")
-    if not path:
-        raise foreign.refuse("base_model is missing: say which network is to be trained")
-    foreign.put("model.network.path", path)
-    if revision := foreign.take("model_revision"):
-        foreign.put("model.network.revision", revision)
     frozen = foreign.take("adapter") is not None
-    foreign.put("model.network.dtype", "bfloat16" if bf16 and frozen else "float32")
     if bf16 and not frozen:
         foreign.note("differs", "weights that are trained are kept in float32, where small steps are not lost", "bf16")
     kernels = [kernel for key, kernel in _KERNELS.items() if foreign.flag(key)]
-    if kernel := foreign.text("attn_implementation") or next(iter(kernels), None):
-        foreign.put("model.network.attention", kernel)
-    if foreign.flag("trust_remote_code"):
-        foreign.put("model.network.trust_remote_code", True)
+    kernel = foreign.text("attn_implementation") or next(iter(kernels), None)
+    training.network(foreign, "base_model", "bfloat16" if bf16 and frozen else "float32", kernel)
 
 
 def _method(foreign: Foreign, bf16: bool) -> None:

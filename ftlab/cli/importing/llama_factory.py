@@ -44,20 +44,12 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign, bf16: bool, pure: bool) -> None:
-    path = foreign.text("model_name_or_path")
-    if not path:
-        raise foreign.refuse("model_name_or_path is missing: say which network is to be trained")
-    foreign.put("model.network.path", path)
-    if (revision := foreign.take("model_revision")) != "main":
-        foreign.put("model.network.revision", revision)
     # trained weights are cast to float32 there; a frozen base is not
     frozen = foreign.take("finetuning_type") in ("lora", "oft")
-    foreign.put("model.network.dtype", "bfloat16" if pure or (bf16 and frozen) else "float32")
+    dtype = "bfloat16" if pure or (bf16 and frozen) else "float32"
     attention = str(foreign.take("flash_attn", "auto"))
-    if kernel := asset("shared")["attention"].get(attention, attention):
-        foreign.put("model.network.attention", kernel)
-    if foreign.flag("trust_remote_code"):
-        foreign.put("model.network.trust_remote_code", True)
+    kernel = asset("shared")["attention"].get(attention, attention)
+    training.network(foreign, "model_name_or_path", dtype, kernel)
 
 
 def _method(foreign: Foreign, compute: str) -> None:

@@ -1,4 +1,5 @@
-"""What the three tools hand on to HF Trainer: how long, in which batches, at which rate, in which numbers."""
+"""What the three tools say alike, or hand on to HF Trainer: which network, how long, in which batches, at which rate, in
+which numbers."""
 
 from __future__ import annotations
 
@@ -25,11 +26,36 @@ def common(foreign: Foreign) -> None:
         callback = {"class_path": asset("shared")["noise"], "init_args": {"alpha": noise}}
         foreign.put("trainer.callbacks", [callback])
         foreign.note("differs", "padding gets no noise and counts for none", "neftune_noise_alpha")
-    if foreign.take("torch_compile") not in (None, False):
+    if foreign.take("torch_compile") == "auto" or foreign.flag("torch_compile"):
         foreign.put("model.compile", True)
     workers = foreign.whole("dataloader_num_workers")
     if foreign.says("dataloader_num_workers"):
         foreign.put("data.workers", workers)
+
+
+def network(foreign: Foreign, key: str, dtype: str | None, attention: Any) -> None:
+    """Which network is trained.
+
+    Args:
+        foreign: The configuration.
+        key: Under which it says where the network lies.
+        dtype: Of the weights in memory.
+        attention: The kernel; nothing where that is left to transformers.
+
+    Raises:
+        UserError: It does not say where.
+    """
+    path = foreign.text(key)
+    if not path:
+        raise foreign.refuse(f"{key} is missing: say which network is to be trained")
+    foreign.put("model.network.path", path)
+    if (revision := foreign.take("model_revision", "main")) != "main":
+        foreign.put("model.network.revision", revision)
+    foreign.put("model.network.dtype", dtype)
+    if attention:
+        foreign.put("model.network.attention", attention)
+    if foreign.flag("trust_remote_code"):
+        foreign.put("model.network.trust_remote_code", True)
 
 
 def precision(foreign: Foreign, bf16: bool, fp16: bool) -> None:

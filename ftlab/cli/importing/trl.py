@@ -27,20 +27,11 @@ def translate(foreign: Foreign) -> None:
 
 
 def _network(foreign: Foreign) -> None:
-    path = foreign.text("model_name_or_path")
-    if not path:
-        raise foreign.refuse("model_name_or_path is missing: say which network is to be trained")
-    foreign.put("model.network.path", path)
-    if (revision := foreign.take("model_revision")) != "main":
-        foreign.put("model.network.revision", revision)
     dtype = foreign.text("dtype")
     if dtype == "auto":
         foreign.note("hand", "float32 stands for auto: give the type of the checkpoint", "dtype")
-    foreign.put("model.network.dtype", "float32" if dtype == "auto" else dtype)
-    if attention := foreign.take("attn_implementation"):
-        foreign.put("model.network.attention", attention)
-    if foreign.flag("trust_remote_code"):
-        foreign.put("model.network.trust_remote_code", True)
+    held = "float32" if dtype == "auto" else dtype
+    training.network(foreign, "model_name_or_path", held, foreign.text("attn_implementation"))
 
 
 def _method(foreign: Foreign) -> None:
