@@ -1,5 +1,4 @@
-"""What the three tools say alike, or hand on to HF Trainer: which network, how long, in which batches, at which rate, in
-which numbers."""
+"""What the three tools say alike, or hand on to HF Trainer: which network, how long, in which batches, at which rate."""
 
 from __future__ import annotations
 
