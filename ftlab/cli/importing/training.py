@@ -1,4 +1,4 @@
-"""What the three tools say alike, or hand on to HF Trainer: which network, how long, in which batches, at which rate."""
+"""What the three tools say alike, or hand on to HF Trainer: which network, how long, in which batches, how fast."""
 
 from __future__ import annotations
 
