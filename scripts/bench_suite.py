@@ -94,7 +94,6 @@ class Form:
 
 
 EQUAL = ("bare", "ftlab", "hf", "trl")
-LAYOUTS = ("trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")
 TINY = Case(
     "the network that ships, LoRA, a row a step",
     *("demo", "demo", ("bare", "ftlab")),
@@ -135,17 +134,17 @@ FORMS = {
             "tiny": TINY,
             "stories": Case(
                 "stories260K, LoRA, 16 rows of E2E a step",
-                *("stories", "e2e", (*EQUAL, *LAYOUTS)),
+                *("stories", "e2e", (*EQUAL, "ftlab:pack", "trl:pack")),
                 {"length": 512, "batch_size": 16, "warm": 4, "steps": 24},
             ),
             "words": Case(
                 "a Llama of width 256 with random weights, LoRA, 8 rows a step",
-                *("llama-256", "t0_mix", (*EQUAL, *LAYOUTS)),
-                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 5},
+                *("llama-256", "t0_mix", ("hf", "trl:default", "ftlab:bucket", "ftlab:pack", "trl:pack")),
+                {"length": 1024, "batch_size": 8, "warm": 1, "steps": 4},
             ),
             "wide": Case(
                 "a Llama of width 512 with random weights (49 M), LoRA, 4 rows a step",
-                *("llama-512", "t0_mix", (*EQUAL, "ftlab:compile", "ftlab:pack", "trl:pack")),
+                *("llama-512", "t0_mix", (*EQUAL, "ftlab:compile")),
                 {"length": 1024, "batch_size": 4, "warm": 1, "steps": 4},
             ),
         },

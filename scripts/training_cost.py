@@ -263,6 +263,8 @@ def _arms(name: str, work: Work, *more: str) -> dict[str, Any]:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as scratch:
         environment |= {"FTLAB_CACHE": f"{scratch}/cache", "HF_DATASETS_CACHE": scratch}
+        # compiled code is kept from turn to turn, as it is between a user's runs
+        environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(work.data).with_name("compiled"))
         script = Path(__file__).with_name("training_arms.py")
         command = [sys.executable, str(script), name, json.dumps(asdict(work)), *more]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=scratch)
