@@ -10,10 +10,10 @@ import hashlib
 import importlib.util
 import math
 import os
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -316,15 +316,18 @@ def frozen_tensors(network: nn.Module, trained: Collection[str]) -> Iterator[tup
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """Digest of named tensors to the byte (BLAKE2b, 16 hex digits); of a quantised weight, its scales too.
 
-    That of their names and digests, which threads take: one alone makes a GB a second of a network's tens of GB. A few
-    tensors are copied to the CPU at a time.
+    That of their names and digests, which threads take: one alone makes a GB a second of a network's tens of GB. Each
+    thread copies one tensor at a time to the CPU.
     """
-    digest, waiting = hashlib.blake2b(digest_size=8), iter(tensors)
-    threads = min(8, len(os.sched_getaffinity(0)))
+    digest, threads = hashlib.blake2b(digest_size=8), min(8, len(os.sched_getaffinity(0)))
+    under_way: deque[Future[bytes]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(waiting, threads)):
-            for found in pool.map(_named_digest, some):
-                digest.update(found)
+        for named in tensors:
+            if len(under_way) == 4 * threads:  # so that a large one holds nobody up, and who counts them sees them go
+                digest.update(under_way.popleft().result())
+            under_way.append(pool.submit(_named_digest, named))
+        for found in under_way:
+            digest.update(found.result())
     return digest.hexdigest()
 
 
