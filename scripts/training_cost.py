@@ -37,9 +37,6 @@ SAME_BATCH = 0.01
 SAME_RECORDS = 0.03
 """How far losses may be from the reference's: of a step on the same batch; and, where batches are other ones, over all
 targets of an epoch."""
-PEAKS = {"H200": 989e12, "H100": 989e12}
-"""Dense bfloat16 operations a second, by the makers' datasheets."""
-
 SHAPES = {
     "llama-256": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 8},
     "llama-512": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 8, "num_attention_heads": 8},
@@ -150,6 +147,8 @@ def benchmark_training(work: Work, arms: list[str], repeats: int) -> dict[str, A
     wrong = {arm: said for arm in arms for turn in turns if (said := objection(turn[arm], turn[reference], arm))}
     counted = {arm: summed([turn[arm] for turn in turns], work) for arm in arms if arm not in wrong}
     flops = operations(work)
+    from ftlab.planning import operations_of  # seconds
+
     for arm in arms:
         if arm in wrong:
             figures[arm] = {"refused": wrong[arm]}
@@ -159,7 +158,7 @@ def benchmark_training(work: Work, arms: list[str], repeats: int) -> dict[str, A
         if reference in counted:  # the time of a token: packs make other steps
             both = zip(counted[reference]["turns"]["tokens/s"], mine["turns"]["tokens/s"], strict=True)
             mine[f"over {reference}"] = spread([theirs / ours for theirs, ours in both])
-        peak = next((peak for name, peak in PEAKS.items() if name in first[arm]["device"]), None)
+        peak = operations_of(first[arm]["device"])
         equal = mine["tokens"] > 0.95 * work.batch_size * work.length  # the formula is of rows that are all as long
         if peak and equal:
             mine["mfu"] = spread([flops * rate / peak for rate in mine["turns"]["tokens/s"]])

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -20,11 +20,13 @@ from ftlab.cli import VERBS
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
 from ftlab.console import new_console
+from ftlab.data.layout import padding_waste
+from ftlab.data.training import limited
 from ftlab.errors import UserError
 from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
 from ftlab.networks import base_kind
-from ftlab.planning import PARTS, Device, Plan, device_named, plan, shape_of, ways_on
+from ftlab.planning import EFFICIENCY, PARTS, Device, Plan, device_named, plan, shape_of, ways_on
 from ftlab.progress import Progress
 
 _DESCRIPTION = f"""{VERBS["plan"]}.
@@ -64,43 +66,57 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         Choice(*chosen)
         for chosen in itertools.product(options.methods, options.batches, options.lengths, options.checkpointing)
     ]
-    plans = []
+    if len(choices) == 1:
+        return _one(choices[0], rest, device, options.json)
+    cells: list[tuple[Choice, Plan]] = []
+    refused: list[UserError] = []
     with Progress("planning", "plans", len(choices)) as bar:
-        for planned in _plans(choices, rest, device):
-            plans.append(planned)
+        for choice in choices:
+            try:
+                _, found = _planned(choice, rest, device)
+            except UserError as error:
+                refused.append(error)
+            else:
+                cells.append((choice, found))
             bar.advance()
+    if not cells:
+        raise refused[0]
     if options.json:
-        _write(options.json, [figures(choice, found) for choice, _, found in plans])
-    printed = options.json == _PRINTED
-    if len(plans) == 1:
-        ((_, experiment, found),) = plans
-        if not printed:
-            _tell(experiment, found)
-        if found.fits:
-            return 0
-        print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
-        return 1
-    if printed:
+        _write(options.json, [figures(choice, found) for choice, found in cells])
+    if options.json != _PRINTED:
+        new_console(width=None if sys.stdout.isatty() else _WIDE).print(_table(cells, device))
+    for said in dict.fromkeys(map(str, refused)):
+        print(f"ftlab: not in the table: {said}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _one(choice: Choice, rest: Sequence[str], device: Device, json_file: Path | None) -> int:
+    experiment, found = _planned(choice, rest, device)
+    if json_file:
+        _write(json_file, [figures(choice, found)])
+    if json_file != _PRINTED:
+        _tell(experiment, found)
+    if found.fits:
         return 0
-    new_console(width=None if sys.stdout.isatty() else _WIDE).print(_table(plans, device))
-    return 0
+    print(f"ftlab: {does_not_fit(found, experiment.model.compiled)}", file=sys.stderr)
+    return 1
 
 
-def _plans(choices: Sequence[Choice], rest: Sequence[str], device: Device) -> Iterator[tuple[Choice, Unopened, Plan]]:
-    for choice in choices:
-        said = [] if choice.checkpointing is None else ["--model.gradient_checkpointing", "false"]  # which may be auto
-        experiment = Unopened([*_with_method(rest, choice.method), *said])
-        method, network = experiment.model.method, experiment.model.pretrained
-        kind = method.quantization.kind if method.quantization else base_kind(shape_of(network))
-        refuse_base(method, kind, network.path)
-        step = step_of(experiment, device.is_gpu, choice.length, choice.rows)
-        if choice.checkpointing is not None:
-            step = replace(step, checkpointing=choice.checkpointing)
-        if step.checkpointing not in ways_on(device):
-            raise UserError(f"{device.name} has no memory beside the host's: offloaded is for a GPU (--device)")
-        with redirect_stderr(StringIO()):  # libraries' advice on training
-            found = plan(step, device, processes_of(experiment))
-        yield choice, experiment, found
+def _planned(choice: Choice, rest: Sequence[str], device: Device) -> tuple[Unopened, Plan]:
+    said = [] if choice.checkpointing is None else ["--model.gradient_checkpointing", "false"]  # which may be auto
+    experiment = Unopened([*_with_method(rest, choice.method), *said])
+    method, network = experiment.model.method, experiment.model.pretrained
+    kind = method.quantization.kind if method.quantization else base_kind(shape_of(network))
+    refuse_base(method, kind, network.path)
+    step = step_of(experiment, device.is_gpu, choice.length, choice.rows)
+    if choice.checkpointing is not None:
+        step = replace(step, checkpointing=choice.checkpointing)
+    if step.checkpointing not in ways_on(device):
+        raise UserError(f"{device.name} has no memory beside the host's: offloaded is for a GPU (--device)")
+    if step.checkpointing == "selective" and experiment.model.compiled:
+        raise UserError("selective is not for blocks that are compiled (model.compile)")
+    with redirect_stderr(StringIO()):  # libraries' advice on training
+        return experiment, plan(step, device, processes_of(experiment))
 
 
 def _with_method(words: Sequence[str], name: str | None) -> list[str]:
@@ -165,8 +181,14 @@ def does_not_fit(found: Plan, compiled: bool = False) -> str:
 def _time(experiment: Unopened, found: Plan) -> str:
     operations = f"{found.rehearsal.operations / 1e12:,.2f} TFLOP a micro-batch"
     if found.seconds is None or found.tokens_a_second is None:
-        return f"time: {operations}; how fast {found.device.name} is is not known: give --device with a name"
-    told = f"time: {operations}, {found.seconds:.3g} s, {found.tokens_a_second:,.0f} tokens/s (at 30 % of its peak)"
+        if found.device.operations is None:
+            return f"time: {operations}; how fast {found.device.name} is is not known: give --device with a name"
+        precision = found.step.precision.precision
+        return f"time: {operations}; how fast {found.device.name} is in {precision} is not known, but in bfloat16"
+    told = (
+        f"time: {operations}, {found.seconds:.3g} s, {found.tokens_a_second:,.0f} tokens/s "
+        f"(at {100 * EFFICIENCY:.0f} % of its peak)"
+    )
     steps, share = _steps(experiment, found)
     if steps is None:
         return f"{told}; that of the whole training is not known"
@@ -175,22 +197,27 @@ def _time(experiment: Unopened, found: Plan) -> str:
 
 
 def _steps(experiment: Unopened, found: Plan) -> tuple[int | None, float]:
-    """Optimiser steps of the training, and by how much its rows are shorter than planned for."""
+    """Optimiser steps of the training, and what its batches are of those planned for, at the mean."""
     ends, data = experiment.config.trainer, experiment.datamodule
-    if not all(Path(source.path).exists() for source in data.sources):
-        return (ends.max_steps if ends.max_steps != -1 else None), 1.0
+    known = ends.max_steps if ends.max_steps != -1 else None
+    if data.streaming or not all(Path(source.path).exists() for source in data.sources):
+        return known, 1.0
     if found.step.batch != step_of(experiment, found.step.on_gpu).batch:
         return None, 1.0  # of another batch than the experiment's
     try:
         data.setup("fit")
-        steps = ends.max_steps
-        if ends.max_epochs not in (None, -1) and not data.streaming:
-            of_epoch = math.ceil(data.train_batches_per_epoch(found.processes.count) / found.processes.accumulate)
-            steps = of_epoch * ends.max_epochs if steps == -1 else min(steps, of_epoch * ends.max_epochs)
-        share = min(1.0, float(data.rows("train").lengths.mean()) / found.step.batch.length)
+        batches = limited(data.train_batches_per_epoch(found.processes.count), ends.limit_train_batches)
+        lengths, kind = data.rows("train").lengths, data.layout.kind
     except UserError:  # said by ftlab prepare, and by ftlab fit
         return None, 1.0
-    return steps, 1.0 if data.layout.kind == "pack" else share
+    steps = known
+    if ends.max_epochs not in (None, -1):
+        of_all = ends.max_epochs * math.ceil(batches / found.processes.accumulate)
+        steps = of_all if known is None else min(known, of_all)
+    if kind == "pack" or data.batch_tokens is not None:  # batches are full
+        return steps, 1.0
+    padding = padding_waste(lengths, kind, data.batch_size, None, int(lengths.max()))
+    return steps, min(1.0, float(lengths.mean()) / (1 - padding) / found.step.batch.length)
 
 
 _WORDS = {
@@ -218,11 +245,11 @@ _AGAIN: dict[GradientCheckpointing, str] = {
 # ---------------------------------------------------------------- a table
 
 
-def _table(plans: Sequence[tuple[Choice, Unopened, Plan]], device: Device) -> Table:
+def _table(cells: Sequence[tuple[Choice, Plan]], device: Device) -> Table:
     table = Table(title=f"{device.name}, {_gb(device.usable).strip()} usable", title_justify="left")
     for name in ("method", "rows", "tokens", "computed again", "peak", "fits", "largest", "tokens/s", "checkpoint"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    for choice, _, found in plans:
+    for choice, found in cells:
         rate = f"{found.tokens_a_second:,.0f}" if found.tokens_a_second is not None else ""
         table.add_row(
             choice.method or type(found.step.method).__name__,

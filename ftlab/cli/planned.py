@@ -14,9 +14,6 @@ from ftlab.cli.experiment import Experiment
 from ftlab.errors import UserError
 from ftlab.planning import Batch, Device, Processes, Step, operations_of, shape_of
 
-_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of the container or job that this process is in."""
-
 _CPU_SHARE = 0.8
 """Of a machine's memory that tensors may take: the rest is the system's, the libraries' and the data's."""
 
@@ -93,6 +90,29 @@ def device_of_this_machine(accelerator: str = "auto") -> Device:
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory
         return Device(properties.name, memory, operations_of(properties.name, memory))
-    limits = (file.read_text().strip() for file in _LIMITS if file.is_file())
-    total = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *(int(n) for n in limits if n.isdigit())])
+    total = min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *memory_limits()])
     return Device("this machine's CPU", _CPU_SHARE * total, is_gpu=False)
+
+
+def memory_limits(proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes that the container, the job and what else this process is in may take: of its control group, and of those
+    that this one is in (cgroups(7), both versions).
+
+    Args:
+        proc: Names the groups that a process is in.
+        groups: Where they are.
+    """
+    found = []
+    for line in proc.read_text(encoding="utf-8").splitlines() if proc.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        inner = top / path.lstrip("/")
+        for group in (inner, *inner.parents):
+            file = group / name
+            if file.is_file() and (limit := file.read_text(encoding="utf-8").strip()).isdigit():
+                found.append(int(limit))
+            if group == top:
+                break
+    return found

@@ -121,7 +121,7 @@ class RowTraining:
     def loader(self, rank: int, world_size: int, workers: int, trainer: pl.Trainer | None) -> RowLoader:
         """Shuffled rows, one epoch at a time."""
         sampler = self._sampler(rank, world_size)
-        taken = limited(len(sampler), trainer) if trainer else None
+        taken = limited(len(sampler), trainer.limit_train_batches) if trainer else None
         return RowLoader(self.rows, sampler, self._collate, workers, taken)
 
     def handed_over(
@@ -131,7 +131,7 @@ class RowTraining:
         sampler = self._sampler(0, world_size)
         if sampler.identity().items() <= state.items():
             return state, state["batches"]
-        return handed_over(state, sampler, limited(len(sampler), trainer), over)
+        return handed_over(state, sampler, limited(len(sampler), trainer.limit_train_batches), over)
 
     def identity(self, rank: int, world_size: int) -> dict[str, Any]:
         """The sampler's, the data's fingerprint in it."""
@@ -235,7 +235,8 @@ class StreamTraining:
         return StreamLoader(self.stream, self._window, said.batch_size, collate, said.seed, rank, world_size, batches)
 
 
-def limited(batches: int, trainer: pl.Trainer) -> int:
+def limited(batches: int, limit: int | float | None) -> int:
     """How many of an epoch's batches training takes, under `trainer.limit_train_batches`."""
-    limit = trainer.limit_train_batches
+    if limit is None:
+        return batches
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)

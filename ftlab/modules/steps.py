@@ -22,7 +22,7 @@ def batches_per_epoch(data: FinetuneData, trainer: pl.Trainer) -> int | None:
     """Batches that a process takes in an epoch; None of a stream, whose end nobody knows."""
     if data.streaming:
         return None
-    return limited(data.train_batches_per_epoch(data_parallel_size(trainer)), trainer)
+    return limited(data.train_batches_per_epoch(data_parallel_size(trainer)), trainer.limit_train_batches)
 
 
 def steps_in(batches: int, trainer: pl.Trainer) -> int:

@@ -38,18 +38,20 @@ class Device:
 
 _GIB = 2.0**30
 DEVICES = (
-    Device("T4", 15 * _GIB, 65e12),  # in float16: it has no bfloat16
+    Device("T4", 15 * _GIB),  # it has no bfloat16
     Device("L4", 22.5 * _GIB, 121e12),
     Device("A10", 22.5 * _GIB, 125e12),
     Device("RTX 3090", 24 * _GIB, 71e12),
     Device("RTX 4090", 24 * _GIB, 165e12),
     Device("RTX 5090", 32 * _GIB, 209e12),
-    Device("V100 32GB", 32 * _GIB, 125e12),  # in float16
+    Device("V100 32GB", 32 * _GIB),  # nor has it
     Device("A100 40GB", 39.5 * _GIB, 312e12),
     Device("RTX A6000", 47.5 * _GIB, 155e12),
     Device("L40S", 44.5 * _GIB, 362e12),
     Device("A100 80GB", 79.2 * _GIB, 312e12),
     Device("H100", 79.2 * _GIB, 989e12),
+    Device("H100 PCIe", 79.2 * _GIB, 756e12),
+    Device("H100 NVL", 93.6 * _GIB, 835e12),
     Device("H200", 139.8 * _GIB, 989e12),
     Device("B200", 178 * _GIB, 2250e12),
     Device("MI300X", 191 * _GIB, 1307e12),
@@ -85,12 +87,30 @@ def device_named(name: str) -> Device:
     )
 
 
-def operations_of(name: str, memory: float) -> float | None:
-    """Of a device as its driver calls it, by the one here whose name is in that and whose memory is nearest."""
-    alike = [device for device in DEVICES if _plain(device.name.split(" ")[0]) in _plain(name)]
-    alike = [device for device in alike if _plain(device.name) in _plain(name)] or alike
+def operations_of(name: str, memory: float = 0.0) -> float | None:
+    """Of a device as its driver calls it, such as "NVIDIA A100-SXM4-80GB": by the one here of which most words are in
+    that name, and whose memory is nearest; None where there is none, or the device is a laptop's."""
+    words = _words(name)
+    if {"laptop", "mobile", "max"} & set(words):  # a slower one of the same name
+        return None
+    found = [(len(asked), device) for device in DEVICES if _in_a_row(asked := _model(device.name), words)]
+    most = max((count for count, _ in found), default=0)
+    alike = [device for count, device in found if count == most]
     nearest = min(alike, key=lambda device: abs(device.memory - memory), default=None)
     return nearest.operations if nearest else None
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[\W_]+", name.lower())
+
+
+def _model(name: str) -> list[str]:
+    """Its words without its memory, which drivers tell otherwise."""
+    return [word for word in _words(name) if not re.fullmatch(r"\d+gb", word)]
+
+
+def _in_a_row(some: list[str], words: list[str]) -> bool:
+    return any(words[start : start + len(some)] == some for start in range(len(words)))
 
 
 def _plain(name: str) -> str:

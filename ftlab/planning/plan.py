@@ -10,8 +10,8 @@ from ftlab.planning.devices import Device
 from ftlab.planning.processes import Cost, ddp, fsdp, fsdp2
 from ftlab.planning.rehearsal import Rehearsal, Step, rehearse
 
-EFFICIENCY = 0.3
-"""Of a device's peak that steps of some thousand tokens reach: an H200 0.31 to 0.33 (docs/results/gpu.md)."""
+EFFICIENCY = 0.35
+"""Of a device's peak that steps of some thousand tokens reach: an H200 0.36 (docs/results/gpu.md)."""
 
 MOST_ROWS = 1024
 
@@ -76,8 +76,8 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Of a micro-batch on one device; None where nobody knows how fast it is."""
-        if self.device.operations is None:
+        """Of a micro-batch on one device; None where nobody knows how fast it is in that precision."""
+        if self.device.operations is None or not self.step.precision.precision.startswith("bf16"):
             return None
         return self.rehearsal.operations / (EFFICIENCY * self.device.operations)
 

@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import masking_utils
 
 from ftlab.attention import PACKED, mask_of, unfit
 from ftlab.errors import UserError, one_line
@@ -145,7 +146,7 @@ def rehearse(step: Step, loss: Loss | None = None) -> Rehearsal:
             "values to look at: plan it with a start that does not, which takes as much"
         )
     try:
-        with without_values() as mode:
+        with without_values() as mode, nullcontext() if step.batch.packed else _without_packs():
             return _rehearse(step, loss, mode)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise UserError(
@@ -159,7 +160,7 @@ def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
     batch = step.batch
     if batch.packed and step.network.attention in (None, PACKED) and unfit(network) is None:
         network.set_attn_implementation(PACKED)
-    else:  # by a mask, as padded rows are planned
+    else:  # positions tell transformers of packs, and it makes a mask
         batch = replace(batch, packed=False)
     checkpoint_blocks(network, step.checkpointing, _elsewhere)
     adapted = method.adapt(network).train()
@@ -199,6 +200,14 @@ def _rehearse(step: Step, loss: Loss | None, mode: FakeTensorMode) -> Rehearsal:
         optimizer.bytes if optimizer else 0,
         Shape.of(adapted),
     )
+
+
+@contextmanager
+def _without_packs() -> Iterator[None]:
+    """Has transformers see that no positions restart in padded rows: without values it cannot, and makes a mask of all
+    pairs of positions, which training has not."""
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None):
+        yield
 
 
 def _elsewhere() -> saved_tensors_hooks:

@@ -16,8 +16,11 @@ from jsonargparse import Namespace
 
 from ftlab.cli import breakdowns
 from ftlab.cli.open_choices import split_batches
+from ftlab.cli.plan import _steps
+from ftlab.cli.planned import memory_limits, processes_of, step_of
+from ftlab.cli.unopened import Unopened
 from ftlab.errors import UserError
-from ftlab.planning import Device
+from ftlab.planning import Device, device_named, plan
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -35,7 +38,7 @@ def test_of_a_network_that_is_not_here_for_a_device_that_is_not_here(at_top: Non
     assert " on RTX 4090:" in answer.out
     assert " of 24.41 GB usable" in answer.out
     assert "the largest micro-batch that fits: " in answer.out
-    assert "(at 30 % of its peak); 300 steps: about 1 min" in answer.out
+    assert "(at 35 % of its peak); 300 steps: about 1 min" in answer.out
     assert not (TOP / "runs" / "e2e_qlora").exists()
 
 
@@ -48,8 +51,30 @@ def test_what_does_not_fit_says_what_would(workplace: Path, ftlab: Any) -> None:
 
 
 def test_time_from_the_data_that_is_here(workplace: Path, ftlab: Any) -> None:
-    answer = ftlab("plan", "-c", "tiny.yaml", "--device", "H100")
-    assert " tokens/s (at 30 % of its peak); 4 steps: about 1 min" in answer.out
+    command = ["plan", "-c", "tiny.yaml", "--device", "H100"]
+    assert "; how fast H100 is in 32-true is not known, but in bfloat16" in ftlab(*command).out
+    command += ["--trainer.precision", "bf16-true"]
+    assert " tokens/s (at 35 % of its peak); 4 steps: about 1 min" in ftlab(*command).out
+    epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "3"]
+    assert "; 12 steps: " in ftlab(*command, *epochs).out
+    assert "; 6 steps: " in ftlab(*command, *epochs, "--trainer.limit_train_batches", "0.5").out
+    assert "; 3 steps: " in ftlab(*command, *epochs, "--trainer.limit_train_batches", "1").out
+
+
+@pytest.mark.parametrize(("words", "share"), [
+    (["--data.batch_size", "4", "--data.batching", "pad"], None),
+    (["--data.batch_tokens", "256", "--data.batching", "bucket"], 1.0),
+    (["--data.batching", "pack"], 1.0),
+])  # fmt: skip
+def test_how_full_batches_are(words: list[str], share: float | None, workplace: Path) -> None:
+    experiment = Unopened(["-c", "tiny.yaml", *words])
+    found = plan(step_of(experiment, True), device_named("H100"), processes_of(experiment))
+    data = experiment.datamodule
+    data.setup("fit")
+    if share is None:  # of the longest of each batch, as training has them
+        positions = [batch["input_ids"].shape[1] for batch in data.train_dataloader()]
+        share = sum(positions) / len(positions) / 128
+    assert _steps(experiment, found)[1] == pytest.approx(share, rel=0.02)
 
 
 def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
@@ -64,9 +89,21 @@ def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
     cells = [(cell["method"], cell["rows"], cell["length"], cell["checkpointing"]) for cell in found]
     assert len(set(cells)) == 2 * 2 * 2 * 2
     peaks = dict(zip(cells, (cell["peak"] for cell in found), strict=True))
-    assert peaks["full.yaml", 4, 64, False] > peaks["full.yaml", 1, 64, False] > peaks["full.yaml", 1, 32, False]
+    assert peaks["full.yaml", 4, 64, False] > peaks["full.yaml", 1, 64, False]
+    assert peaks["full.yaml", 4, 64, False] > peaks["full.yaml", 4, 32, False]
     assert peaks["full.yaml", 4, 64, False] > peaks["lora.yaml", 4, 64, False] > peaks["lora.yaml", 4, 64, True]
     assert all(sum(cell["parts"].values()) == cell["peak"] and cell["fits"] for cell in found)
+
+
+def test_what_cannot_be_planned_does_not_take_the_rest_along(workplace: Path, ftlab: Any) -> None:
+    for name in ("LoRA", "LISA"):
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"model": {"method": {"class_path": f"ftlab.methods.{name}"}}}))
+    command = ["plan", "-c", "tiny.yaml", "--device", "16 GB", "--methods", "LISA.yaml,LoRA.yaml", "--batches", "1,4"]
+    answer = ftlab(*command, "--json", "plan.json")
+    assert answer.code == 1
+    assert [cell["method"] for cell in json.loads(Path("plan.json").read_text())] == ["LoRA.yaml", "LoRA.yaml"]
+    assert "LoRA.yaml" in answer.out
+    assert answer.err.count("ftlab: not in the table: ftlab plan: LISA looks at ") == 1
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -80,6 +117,7 @@ def test_a_table_and_its_figures(workplace: Path, ftlab: Any) -> None:
     (["-c", "tiny.yaml", "--json", "no/such/place"], "json: no/such/place cannot be written"),
     (["-c", "tiny.yaml", "--data.micro_batch", "auto"], "data.micro_batch auto asks the device that trains"),
     (["-c", "tiny.yaml", "--model.gradient_checkpointing", "auto"], "auto asks the device that trains, which is not"),
+    (["-c", "tiny.yaml", "--checkpointing", "selective", "--model.compile", "true"], "selective is not for blocks"),
     (["-c", "tiny.yaml", "--checkpointing", "both"], "argument --checkpointing: 'both' is none of false,"),
 ])  # fmt: skip
 def test_bad_input(words: list[str], said: str, workplace: Path, refused: Callable[..., str]) -> None:
@@ -214,7 +252,26 @@ def test_memory_of_this_machine() -> None:
 
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     device = device_of_this_machine("cpu")
-    assert (device.is_gpu, device.usable) == (False, 0.8 * total)
+    assert (device.is_gpu, device.usable) == (False, 0.8 * min([total, *memory_limits()]))
+
+
+def test_limits_of_all_groups_that_a_process_is_in(tmp_path: Path) -> None:
+    groups, proc = tmp_path / "cgroup", tmp_path / "self"
+    second, first = groups / "slurm" / "job_7", groups / "memory" / "slurm" / "job_7"
+    for group in (second, first):
+        group.mkdir(parents=True)
+    (groups / "slurm" / "memory.max").write_text("3000\n")
+    (second / "memory.max").write_text("max\n")
+    (first / "memory.limit_in_bytes").write_text("2000\n")
+    (groups / "memory" / "memory.limit_in_bytes").write_text("9000\n")
+    (groups / "memory.max").write_text("1\n")  # of the second version, under the first's names
+    assert memory_limits(proc, groups) == []
+    proc.write_text("0::/slurm/job_7\n")
+    assert memory_limits(proc, groups) == [3000, 1]
+    proc.write_text("5:cpu,cpuacct:/slurm\n4:memory:/slurm/job_7\n")
+    assert memory_limits(proc, groups) == [2000, 9000]
+    proc.write_text("4:memory:/of/another/namespace\n")
+    assert memory_limits(proc, groups) == [9000]
 
 
 # ---------------------------------------------------------------- model.gradient_checkpointing

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.plugins.precision import HalfPrecision, Precision
 from torch.optim import AdamW
 
 from ftlab.errors import UserError
 from ftlab.methods import Full, LoRA
 from ftlab.networks import Network
-from ftlab.planning import DEVICES, Batch, Device, Processes, Step, ddp, device_named, plan, rehearse
+from ftlab.planning import DEVICES, Batch, Device, Processes, Step, ddp, device_named, operations_of, plan, rehearse
 from ftlab.planning.plan import EFFICIENCY, MOST_ROWS, largest_batch
 
 
@@ -34,7 +36,8 @@ def test_the_largest_batch_is_that_of_trying_all(room: int, fixed: int, row: int
 
 def step(network: Network, **options: object) -> Step:
     values = {"batch": Batch(2, 32), "on_gpu": False} | options
-    return Step(network, LoRA(r=4), lambda groups: AdamW(groups, lr=1e-3, fused=True), Precision(), **values)  # type: ignore[arg-type]
+    precision = HalfPrecision("bf16-true")
+    return Step(network, LoRA(r=4), lambda groups: AdamW(groups, lr=1e-3, fused=True), precision, **values)  # type: ignore[arg-type]
 
 
 def test_a_plan_fits_to_the_row(network: Network) -> None:
@@ -45,6 +48,11 @@ def test_a_plan_fits_to_the_row(network: Network) -> None:
     assert found.checkpoint == found.rehearsal.trained_bytes + found.rehearsal.optimizer_bytes
     assert found.seconds == pytest.approx(found.rehearsal.operations / (EFFICIENCY * 1e12))
     assert found.tokens_a_second == pytest.approx(2 * 32 / found.seconds)
+
+
+def test_peaks_are_those_of_bfloat16(network: Network) -> None:
+    found = plan(replace(step(network), precision=Precision()), Device("large", 1e12, 1e12))
+    assert (found.fits, found.seconds, found.tokens_a_second) == (True, None, None)
 
 
 def test_a_plan_that_does_not_fit(network: Network) -> None:
@@ -79,6 +87,19 @@ def test_devices_by_name() -> None:
     with pytest.raises(UserError, match=r"there is no 'abacus': give its memory, such as '24 GB', or one of T4, L4"):
         device_named("abacus")
     assert len({device.name for device in DEVICES}) == len(DEVICES)
+
+
+@pytest.mark.parametrize(("name", "peak"), [
+    ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA A100-PCIE-40GB", 312e12), ("NVIDIA A100 80GB PCIe", 312e12),
+    ("NVIDIA A10", 125e12), ("NVIDIA A10G", None), ("NVIDIA L4", 121e12), ("NVIDIA L40", None), ("NVIDIA L40S", 362e12),
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12),
+    ("NVIDIA H200", 989e12),
+    ("NVIDIA GH200 480GB", None), ("NVIDIA GeForce RTX 4090", 165e12), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ("NVIDIA RTX A6000", 155e12), ("NVIDIA RTX 6000 Ada Generation", None), ("Tesla T4", None), ("NVIDIA T400", None),
+    ("Tesla V100-SXM2-32GB", None), ("AMD Instinct MI300X", 1307e12), ("cpu", None),
+])  # fmt: skip
+def test_peaks_by_what_drivers_call_devices(name: str, peak: float | None) -> None:
+    assert operations_of(name, 79.2 * 2**30) == peak
 
 
 def test_a_gpu_keeps_some_for_itself() -> None:

@@ -37,16 +37,17 @@ def adamw(groups: list[dict[str, Any]]) -> AdamW:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Network:
-    """Wide enough that its activations, not its norms' statistics, take the most."""
+    """Wide enough that its activations, not its norms' statistics, take the most; with fewer keys than heads."""
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shape["num_key_value_heads"] = 2
     return saved(LlamaForCausalLM(LlamaConfig(vocab_size=512, **shape)), tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Network:
     """Norms with a mean, dropout, tied embeddings."""
-    network = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=128, n_layer=3, n_head=4, n_positions=256))
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=128, n_layer=3, n_head=4, n_positions=768))
     return saved(network, tmp_path_factory.mktemp("gpt2"))
 
 
@@ -92,7 +93,7 @@ def stored(tensor: Tensor) -> int:
     return tensor.nbytes + sum(part.nbytes for part in parts)
 
 
-@pytest.mark.parametrize("length", [64, 192])
+@pytest.mark.parametrize("length", [64, 768])  # a mask of all pairs of positions would show
 @pytest.mark.parametrize("checkpointing", [False, "selective", True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("network", ["llama", "gpt2"])
@@ -102,7 +103,7 @@ def test_the_peak_is_what_the_profiler_is_told(
     base = request.getfixturevalue(network)
     step = Step(base, METHODS[method](), adamw, Precision(), Batch(4, length), checkpointing, on_gpu=False)
     found, real = rehearse(step).memory, measured(step)
-    assert 0.95 * real <= found <= 1.1 * real
+    assert 0.95 * real <= found <= 1.05 * real
 
 
 @pytest.mark.parametrize("checkpointing", [False, "selective", True])
@@ -113,9 +114,9 @@ def test_packs_without_a_mask(checkpointing: GradientCheckpointing, llama: Netwo
     assert rehearse(step).memory == pytest.approx(measured(step), rel=0.01)
     assert rehearse(replace(step, network=llama)) == rehearse(step)  # what packs get by themselves
     masked = replace(step, network=Network(llama.path, attention=SDPA))
-    assert rehearse(masked).memory >= rehearse(step).memory + 4 * 192**2
     padded = replace(masked, batch=replace(packs, packed=False))
-    assert rehearse(masked).memory == rehearse(padded).memory
+    assert rehearse(padded).memory == pytest.approx(measured(padded), rel=0.01)
+    assert rehearse(masked).memory >= rehearse(padded).memory + 4 * 192**2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
