@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ _PARTS = {
     "data": "wait for the next batch",
     "forward": "forward pass, and its loss",
     "backward": "backward pass",
-    "step": "gradient norm, clipping, optimiser, log lines",
+    "optimizer": "gradient norm, clipping, optimiser",
+    "logging": "log lines, and what the method does after a step",
     "hooks": "callbacks: checkpoints, curves, …",
 }
 
@@ -52,6 +54,8 @@ class StepProfile(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._first = trainer.global_step
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(lambda *_: self._spend("optimizer"))
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self._first + _WARM and self._profiler is None and trainer.is_global_zero:
@@ -68,7 +72,7 @@ class StepProfile(pl.Callback):
         self._spend("backward")
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._spend("step")
+        self._spend("logging")
 
     def on_validation_start(self, *_: Any) -> None:
         self._spend("hooks")
@@ -86,6 +90,8 @@ class StepProfile(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._profiler is not None and self._since and trainer.global_step > self._first + _WARM:
             self._conclude(trainer)  # of fewer steps
+        elif self._profiler is None and trainer.is_global_zero:
+            print(f"ftlab: nothing was profiled: training took no step after the first {_WARM}", file=sys.stderr)
 
     def _spend(self, part: str) -> None:
         if self._since:
@@ -97,7 +103,7 @@ class StepProfile(pl.Callback):
         assert self._profiler is not None
         began = time.perf_counter()
         _wait(trainer.strategy.root_device)
-        self._spent["step"] += time.perf_counter() - began
+        self._spent["optimizer"] += time.perf_counter() - began  # the device was still at work
         self._since = 0.0
         self._profiler.stop()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +121,8 @@ class StepProfile(pl.Callback):
             seconds = self._spent[part]
             lines.append(f"  {seconds / steps * 1e3:8.1f} ms {seconds / whole:4.0%}  {meaning}")
         events = self._profiler.key_averages()
-        on_device = [event for event in events if event.device_type == DeviceType.CUDA]
+        # annotations on a device are about kernels that are told by themselves
+        on_device = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
         if on_device:
             busy = sum(event.self_device_time_total for event in on_device) / 1e6
             lines.append(f"  {busy / steps * 1e3:8.1f} ms {busy / whole:4.0%}  device busy")

@@ -38,12 +38,14 @@ class Situation:
         shape: Rows and tokens of each of the batch under way; None where there is none.
         less_memory: What takes less memory, each a part of a sentence.
         next: What stands, and what the same command does.
+        with_less: The same, with what takes less memory.
     """
 
     doing: str
     shape: tuple[int, int] | None
     less_memory: Sequence[str]
     next: str
+    with_less: str
 
 
 def situation_of(experiment: Experiment, verb: str) -> Situation:
@@ -63,8 +65,13 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
             "lower data.max_length",
             *([] if config.model.gradient_checkpointing else ["set model.gradient_checkpointing to true"]),
         ]
-    then = experiment.run.next_start() if verb == "fit" else "the run is as it was"
-    return Situation(at.doing or "the opening of data and network", at.shape, less, then)
+    then = with_less = "the run is as it was"
+    if verb == "fit":
+        then, with_less = (
+            experiment.run.next_start(),
+            experiment.run.next_start(changed=at.doing.startswith("training")),
+        )
+    return Situation(at.doing or "the opening of data and network", at.shape, less, then, with_less)
 
 
 def _what_fits(experiment: Experiment) -> list[str]:
@@ -145,7 +152,8 @@ def _memory(error: Exception, situation: Situation) -> str:
     asked = _ASKED.search(str(error))
     more = f": {_in_units(asked[1], asked[2])} more were asked for" if asked else ""
     batch = f", on a batch of {situation.shape[0]} rows of {situation.shape[1]} tokens" if situation.shape else ""
-    return f"out of {which} in {situation.doing}{more}{batch}; {', or '.join(situation.less_memory)}; {situation.next}"
+    less = ", or ".join(situation.less_memory)
+    return f"out of {which} in {situation.doing}{more}{batch}; {less}; {situation.with_less}"
 
 
 def _in_units(number: str, unit: str) -> str:

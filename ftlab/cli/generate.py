@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Answers on standard output: text for one prompt and in a chat, a JSON line for each prompt of a file."""
     options = parse(_parser(verb), arguments)
     _must_make_sense(options)
-    model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
+    decoded = _decoded(arguments, options.decoding)
+    model, open_adapter = _adapters_of(options, decoded) if options.adapter else (_model_of_run(options, decoded), None)
     if options.file:
         identity = _identity(options) if options.to else {}
         return 1 if answer_file(model, options.file, options.to, identity) else 0
@@ -55,7 +57,8 @@ def _parser(verb: str) -> ArgumentParser:
         help="file for the answers to --file, not standard output: the same command goes on where it was killed",
     )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts answered at once")
-    parser.add_argument("--decoding", type=Decoding | None, help="how to decode; by default as the run was scored")
+    told = "how to decode; by default, and where a key of it is not given, as the run was scored"
+    parser.add_argument("--decoding", type=Decoding | None, help=told)
     parser.add_argument(
         "--adapter",
         type=str,
@@ -110,10 +113,20 @@ def _must_make_sense(options: Namespace) -> None:
             raise UserError(f"--{name} is about adapters: give --adapter NAME={options.run} instead of the run alone")
 
 
-def _model_of_run(options: Namespace) -> Model:
+def _decoded(arguments: Sequence[str], said: Decoding | None) -> Callable[[Decoding], Decoding]:
+    """What a run's decoding becomes by what is said of it: keys change one by one, and a whole one replaces it."""
+    keys = {word.partition("=")[0].removeprefix("--decoding.") for word in arguments if word.startswith("--decoding.")}
+    if said is None or any(word.partition("=")[0] == "--decoding" for word in arguments):
+        return lambda own: said or own
+    changes = {key: getattr(said, key) for key in keys}
+    greedy = {"top_p": 1.0, "top_k": 0} if changes.get("temperature") == 0 else {}  # they are for sampling alone
+    return lambda own: replace(own, **greedy | changes)
+
+
+def _model_of_run(options: Namespace, decoded: Callable[[Decoding], Decoding]) -> Model:
     experiment = Experiment.of_run(options.run)
     network = experiment.open_trained(experiment.trainer.strategy.root_device)
-    voice = Voice(experiment.datamodule.encoder, options.decoding or experiment.model.decoding)
+    voice = Voice(experiment.datamodule.encoder, decoded(experiment.model.decoding))
     return Model(network, {"": voice}, [""], None, options.batch_size)
 
 
@@ -125,7 +138,9 @@ def _identity(options: Namespace) -> dict[str, Any]:
     return said | {"files": {str(file): digest(file) for file in files}}
 
 
-def _adapters_of(options: Namespace) -> tuple[Model, Callable[[str, Path], Voice]]:
+def _adapters_of(
+    options: Namespace, decoded: Callable[[Decoding], Decoding]
+) -> tuple[Model, Callable[[str, Path], Voice]]:
     name, weights = read_combination(options.combine) if options.combine else ("", {})
     undescribed = Undescribed(options.dtype, options.quantization, options.template, options.trust_remote_code)
     sources = find(options.adapter, options.base, undescribed)
@@ -133,7 +148,7 @@ def _adapters_of(options: Namespace) -> tuple[Model, Callable[[str, Path], Voice
     if options.use and options.use not in names:
         raise UserError(f"--use: there is no adapter {options.use!r}: there are {', '.join(names)}")
     adapters = open_all(sources)
-    voices = {source.name: Voice(source.voice.encoder, options.decoding or source.voice.decoding) for source in sources}
+    voices = {source.name: Voice(source.voice.encoder, decoded(source.voice.decoding)) for source in sources}
     if weights:
         adapters.combine(name, weights, options.combination, options.density)
         first = next(source for source in sources if source.name == next(iter(weights)))
@@ -145,7 +160,7 @@ def _adapters_of(options: Namespace) -> tuple[Model, Callable[[str, Path], Voice
     def open_adapter(name: str, directory: Path) -> Voice:
         source = find_beside(sources[0], name, directory, options.base, undescribed)
         adapters.add(name, source.directory)
-        return Voice(source.voice.encoder, options.decoding or source.voice.decoding)
+        return Voice(source.voice.encoder, decoded(source.voice.decoding))
 
     chosen = [options.use] if options.use else names
     return Model(adapters.network, voices, chosen, adapters, options.batch_size), open_adapter

@@ -239,15 +239,19 @@ def _keep_scores(experiment: Experiment, prefix: str, split: str, retention: Ret
 
 
 def _suffix_of_other_scores(experiment: Experiment) -> str:
-    """A hash where other data or decoding was asked for than the run's own: its scores must not be replaced."""
+    """A hash where other data, decoding or precision was asked for than the run's own, or a part of the records: its
+    scores must not be replaced."""
     run, config = experiment.run, experiment.resolved()
-    other = {key: ours for key, (_, ours) in run.differences(config).items() if key.startswith(("data.", "model."))}
+    other = {key: ours for key, (_, ours) in run.differences(config).items() if key.startswith(_DECIDE_SCORES)}
     if not other:
         return ""
     suffix = f"-{short_hash(other)}"
     changed = ", ".join(f"{key} {value}" for key, value in other.items())
     _say(f"scored with {changed}, unlike the run: kept apart, in {run.scores.stem}{suffix}.json")
     return suffix
+
+
+_DECIDE_SCORES = ("data.", "model.", "trainer.precision", "trainer.limit_val_batches", "trainer.limit_test_batches")
 
 
 def _say(sentence: str) -> None:

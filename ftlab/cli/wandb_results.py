@@ -86,7 +86,7 @@ def _artifact(run: Run, part: str, kind: str) -> Artifact:
 
     experiment, name = run.directory.parent.name, run.directory.name
     record = run.record()
-    metadata = {"scores": _scores(run), "fingerprints": record.get("fingerprints"), "git": record.get("git")}
+    metadata = {"scores": _scores(run), "fingerprints": record.get("fingerprints"), "code": record.get("code")}
     made = wandb.Artifact(f"{experiment}-{name}-{kind}"[-128:], type=kind, metadata=metadata)
     place = run.directory / part
     if place.is_dir():
@@ -101,7 +101,8 @@ def _take_inputs(session: Session, run: Run) -> None:
     import wandb
 
     config, fingerprints = run.configuration(), run.record().get("fingerprints", {})
-    places = {"network": config["model"]["network"]["path"], "data": config["data"]["path"]}
+    data = [source["path"] for source in config["data"]["sources"] or [config["data"]]]
+    places = {"network": config["model"]["network"]["path"], "data": "+".join(data)}
     for kind, place in places.items():
         name = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in str(place)).strip("-")
         made = wandb.Artifact(f"{kind}-{name}"[-128:], type=kind, metadata={"fingerprints": fingerprints.get(kind)})

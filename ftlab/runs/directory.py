@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -71,11 +72,16 @@ class Run:
         """
         return self.config.is_file() and not self.differences(config) and self.finished
 
-    def next_start(self) -> str:
-        """What the command that trains this run does when it is given again, to end a sentence with."""
-        if self.last.is_file():
-            return f"the same command goes on from {self.last.resolve()}"
-        return "there is no checkpoint yet: the same command starts anew"
+    def next_start(self, changed: bool = False) -> str:
+        """What the command that trains this run does when it is given again, to end a sentence with.
+
+        Args:
+            changed: Whether with another value of a key that makes another run.
+        """
+        if not self.last.is_file():
+            return "there is no checkpoint yet: the same command starts anew"
+        command = f"ftlab fit -c {shlex.quote(str(self.directory / 'config.yaml'))} with that and --run.resume force"
+        return f"{command if changed else 'the same command'} goes on from {self.last.resolve()}"
 
     def record(self) -> dict[str, Any]:
         """The provenance written so far."""

@@ -16,7 +16,8 @@ class CheckpointOptions:
 
     Args:
         every_n_steps: Optimiser steps between writes of `last`.
-        every_n_minutes: Minutes between writes of `last`, on the next optimiser step.
+        every_n_minutes: Minutes between writes of `last`, on the next optimiser step: what a run loses at the most that
+            is killed with no time to write; null writes none by the clock.
         best: How many of the best are kept; `best.ckpt` is the best of them.
         best_by: The validation metric by which the best are told.
         best_is: Whether lower or higher is better.
@@ -27,7 +28,7 @@ class CheckpointOptions:
     """
 
     every_n_steps: int | None = None
-    every_n_minutes: float | None = None
+    every_n_minutes: float | None = 30.0
     best: int = 1
     best_by: str = "val_loss"
     best_is: Literal["lowest", "highest"] = "lowest"

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from ftlab.cli.generate import _decoded
+from ftlab.evaluation.generation import Decoding
 from ftlab.networks import Network
 
 
@@ -52,6 +55,17 @@ def test_decoding_can_be_chosen(finished: Callable[[str], Path], ftlab: Callable
         ftlab("generate", run, "--prompt", "Go on.", "--decoding.max_new_tokens", length).out for length in (1, 12)
     )
     assert len(short) < len(long)
+
+
+def test_what_is_said_of_decoding_leaves_the_rest_as_it_was() -> None:
+    own = Decoding(max_new_tokens=256, temperature=0.7, top_p=0.9, seed=3)
+    assert _decoded([], None)(own) == own
+    warmer = _decoded(["--decoding.temperature", "1.5"], Decoding(temperature=1.5))
+    assert warmer(own) == replace(own, temperature=1.5)
+    greedy = _decoded(["--decoding.temperature=0", "--decoding.seed=1"], Decoding(temperature=0, seed=1))
+    assert greedy(own) == Decoding(max_new_tokens=256, seed=1)
+    whole = Decoding(max_new_tokens=9)
+    assert _decoded(["--decoding", "decoding.yaml"], whole)(own) == whole
 
 
 @pytest.mark.parametrize(

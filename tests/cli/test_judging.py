@@ -56,19 +56,34 @@ def test_the_best_weights_are_judged_not_the_last(finished: Callable[[str], Path
     assert loss() == best
 
 
+@pytest.mark.parametrize(("key", "value"), [
+    ("data.test_limit", "1"), ("trainer.limit_test_batches", "1"), ("trainer.precision", "bf16-mixed"),
+])  # fmt: skip
 def test_scores_of_another_configuration_stand_apart(
-    finished: Callable[[str], Path], ftlab: Callable[..., Any]
+    key: str, value: str, finished: Callable[[str], Path], ftlab: Callable[..., Any]
 ) -> None:
     run = finished("lora")
     assert ftlab("test", "-c", run / "config.yaml").code == 0
     own = {path: path.read_text() for path in (run / "scores.json", run / "predictions/test.jsonl")}
-    answer = ftlab("test", "-c", run / "config.yaml", "--data.test_limit", "1")
+    answer = ftlab("test", "-c", run / "config.yaml", f"--{key}", value)
     assert answer.code == 0
-    assert "data.test_limit 1" in answer.err
+    assert f"{key} {value}" in answer.err
     assert {path: path.read_text() for path in own} == own
     (apart,) = run.glob("scores-*.json")
     assert "test_loss" in json.loads(apart.read_text())
-    assert len(lines(run / "predictions" / f"test-{apart.stem.removeprefix('scores-')}.jsonl")) == 1
+    predictions = run / "predictions" / f"test-{apart.stem.removeprefix('scores-')}.jsonl"
+    assert key != "data.test_limit" or len(lines(predictions)) == 1
+
+
+def test_how_many_are_judged_at_once_is_no_other_configuration(
+    finished: Callable[[str], Path], ftlab: Callable[..., Any]
+) -> None:
+    run = finished("lora")
+    answer = ftlab("test", "-c", run / "config.yaml", "--data.eval_batch_size", "1")
+    assert (answer.code, list(run.glob("scores-*.json"))) == (0, [])
+    before = (run / "config.yaml").read_text()
+    assert ftlab("fit", "-c", run / "config.yaml", "--data.eval_batch_size", "1").code == 0  # it has finished
+    assert (run / "config.yaml").read_text() == before
 
 
 @pytest.mark.parametrize("file", ["checkpoints/best.ckpt", "scores.json", "provenance.json"])

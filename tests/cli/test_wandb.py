@@ -70,9 +70,9 @@ def test_offline_with_a_hint_where_nobody_is_logged_in(
         ("checkpoint", "tiny-logged-checkpoint", False),
     ]
     assert {entry.path for entry in artifacts[2].manifest.contents} >= {"adapter_model.safetensors", "tokenizer.json"}
-    assert json.loads(artifacts[2].metadata)["scores"]["val_loss"] == pytest.approx(
-        written_scores("logged")["val_loss"]
-    )
+    metadata = json.loads(artifacts[2].metadata)
+    assert metadata["code"] == json.loads(Path("runs/tiny/logged/provenance.json").read_text())["code"]
+    assert metadata["scores"]["val_loss"] == pytest.approx(written_scores("logged")["val_loss"])
 
 
 def written_scores(run: str) -> dict[str, float]:

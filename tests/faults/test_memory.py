@@ -26,7 +26,9 @@ def test_in_training(fit: Any, undisturbed: Any) -> None:
     )
     assert "on a batch of 3 rows of " in broken.said
     assert "lower data.batch_size (4) and raise trainer.accumulate_grad_batches (1) by as much, or" in broken.said
-    assert broken.said.endswith(f"the same command goes on from {last}")
+    config = fit.run / "config.yaml"
+    again = f"ftlab fit -c {config} with that and --run.resume force goes on from {last}"
+    assert broken.said.endswith(again)
     assert fit().code == 0
     assert fit.results == undisturbed()
 
@@ -68,7 +70,7 @@ def test_in_judging(
 ])  # fmt: skip
 def test_what_is_told_of_other_errors(error: Exception) -> None:
     assert out_of_memory(error)
-    with pytest.raises(UserError) as told, breakdowns(lambda: Situation("a test", (2, 3), ["lower x"], "y")):
+    with pytest.raises(UserError) as told, breakdowns(lambda: Situation("a test", (2, 3), ["lower x"], "", "y")):
         raise error
     which = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
     more = ": 2.50 GiB more were asked for" if "2.50" in str(error) else ""
@@ -77,5 +79,5 @@ def test_what_is_told_of_other_errors(error: Exception) -> None:
 
 def test_other_errors_are_left_alone() -> None:
     assert not out_of_memory(RuntimeError("shape mismatch"))
-    with pytest.raises(RuntimeError, match="shape"), breakdowns(lambda: Situation("", None, [], "")):
+    with pytest.raises(RuntimeError, match="shape"), breakdowns(lambda: Situation("", None, [], "", "")):
         raise RuntimeError("shape mismatch")
