@@ -1,4 +1,4 @@
-"""How long a process takes to the end of its first optimiser step: what starting costs, and compiling."""
+"""What is told of a training as it starts: which slower ways it takes, and when its first optimiser step has ended."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from ftlab.modules import FinetuneModule
+from ftlab.modules.ways import slower, ways
 from ftlab.runs import Run
 
 
 class FirstStep(pl.Callback):
-    """Says so once, and notes it for the session in provenance.json: `first_step`, with `seconds` since the process was
-    started, and of them `own`, from the step's first batch on.
+    """Says it once, and notes it for the session in provenance.json: in `ways` how the network is computed; in
+    `first_step` the `seconds` since the process was started, which tell what starting costs, and compiling, and of them
+    its `own`, from the step's first batch on.
 
     Args:
         run: Whose provenance it is.
@@ -33,6 +36,10 @@ class FirstStep(pl.Callback):
     ) -> None:
         if self._began is None:
             self._began, self._steps = time.perf_counter(), trainer.global_step
+            assert isinstance(pl_module, FinetuneModule)
+            if trainer.is_global_zero:
+                for sentence in slower(pl_module):
+                    print(f"ftlab: {sentence}", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,8 +52,10 @@ class FirstStep(pl.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         assert self._began is not None
+        assert isinstance(pl_module, FinetuneModule)
         own, seconds = time.perf_counter() - self._began, seconds_of_process()
-        self.run.note_of_session(first_step={"seconds": round(seconds, 2), "own": round(own, 2)})
+        first_step = {"seconds": round(seconds, 2), "own": round(own, 2)}
+        self.run.note_of_session(first_step=first_step, ways=ways(pl_module))
         print(f"ftlab: the first step had ended after {seconds:.1f} s, {own:.1f} s of them its own", file=sys.stderr)
 
 

@@ -35,6 +35,7 @@ def test_a_run_tells_where_it_comes_from(finished: Callable[[str], Path], networ
     assert session["devices"] == {"kind": "cpu", "number": 1, "nodes": 1}
     assert session["ended"] == said["ended"]
     assert 0 < session["first_step"]["own"] < session["first_step"]["seconds"]
+    assert session["ways"] == {"loss": "fused", "padding": "unseen"}
 
 
 def test_other_data_and_another_network_have_other_fingerprints(
