@@ -67,8 +67,9 @@ class FinetuneModule(JudgedModule):
         schedule: Called with the optimiser and the number of optimiser steps.
         gradient_checkpointing: What of a decoder block's forward pass is computed again in the backward pass instead of
             being kept: false, nothing; selective, all but what matrix products and attention come to; true, all of it,
-            which takes about a quarter more time; offloaded, all of it, with the blocks' inputs in the host's memory;
-            auto, on the command line, the first of these with which a micro-batch fits the device by plan.
+            in operations a third more for full fine-tuning and about half more for adapters; offloaded, all of it, with
+            the blocks' inputs in the host's memory; auto, on the command line, the first of these with which a
+            micro-batch fits the device by plan.
         compile: Compute decoder blocks by code that torch makes of them (torch.compile), where gradients are taken.
             The first step takes longer, all others less; docs/how-to/speed.md.
         decoding: How answers are generated when the network is judged.

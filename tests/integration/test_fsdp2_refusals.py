@@ -32,7 +32,12 @@ def refused(method: Callable[[], Method], optimizer: Any, network: Network, data
     [
         (lambda: QLoRA(r=2), adamw, "trainer.strategy fsdp2: a base in nf4 comes out of it damaged"),
         (lambda: AdaLoRA(init_r=4, target_r=2), adamw, "trainer.strategy fsdp2: AdaLoRA looks at weights"),
-        (lambda: LISA(), adamw, "trainer.strategy fsdp2: LISA looks at weights between steps"),
+        (
+            lambda: LISA(),
+            adamw,
+            "trainer.strategy fsdp2: LISA looks at weights between steps (begin, after_step), of which a process has "
+            "its part alone: take ddp (ddp_find_unused_parameters_true where weights rest) or another method",
+        ),
         (lambda: LoRA(r=2), Muon, "model.optimizer: Muon is not known to go value by value"),
         (
             lambda: Peft(peft.PromptTuningConfig(num_virtual_tokens=2)),

@@ -34,7 +34,8 @@ def refuse_in_shards(method: Method, kind: str, strategy: str) -> None:
     if looks:
         raise UserError(
             f"trainer.strategy {strategy}: {name} looks at weights between steps ({', '.join(looks)}), of which a "
-            "process has its part alone: take ddp, or another method"
+            "process has its part alone: take ddp (ddp_find_unused_parameters_true where weights rest) or another "
+            "method"
         )
 
 
