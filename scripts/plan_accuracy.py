@@ -126,7 +126,7 @@ def on_cpu(tokenizer: Path) -> None:
             for method, checkpointing, length in (
                 (method, checkpointing, length)
                 for method in METHODS
-                for length in (64, 256)
+                for length in (64, 256) + (() if directory == ASSETS else (1024,))  # its context is 512
                 for checkpointing in (False, True)
             ):
                 case = {"network": str(directory), "method": method, "precision": "32-true", "length": length}
