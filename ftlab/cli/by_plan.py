@@ -12,8 +12,8 @@ import yaml
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
 from ftlab.errors import UserError
-from ftlab.modules.activations import GradientCheckpointing
-from ftlab.planning import Device, Processes, Step, memory_of, plan, size_in_bytes, ways_on
+from ftlab.modules.activations import WAYS, GradientCheckpointing
+from ftlab.planning import Device, Processes, Step, memory_of, plan, size_in_bytes
 
 
 def largest(config: dict[str, Any]) -> int:
@@ -25,11 +25,8 @@ def largest(config: dict[str, Any]) -> int:
     Raises:
         UserError: Not even one row fits, it cannot be planned, or there is less memory than it is to be given.
     """
-    budget = config["data"]["micro_batch_memory"]
-    config["data"] |= {"micro_batch": None, "micro_batch_memory": None}
+    config["data"]["micro_batch"] = None
     step, device, processes = _asked(config)
-    if budget is not None:
-        device = _no_more_than(budget, device)
     found = plan(step, device, processes)
     if not found.largest:
         raise UserError(
@@ -46,11 +43,13 @@ def first_way(config: dict[str, Any]) -> GradientCheckpointing:
         config: The experiment's, as plain data.
 
     Raises:
-        UserError: It fits with none, or it cannot be planned.
+        UserError: It fits with none, it cannot be planned, or there is less memory than it is to be given.
     """
     config["model"]["gradient_checkpointing"] = False
     step, device, processes = _asked(config)
-    for way in ways_on(device):
+    for way in WAYS:
+        if way == "offloaded" and not step.on_gpu:
+            continue
         if way == "selective" and config["model"]["compile"]:  # which the module refuses
             continue
         if memory_of(replace(step, checkpointing=way, counted=False), processes) <= device.usable:
@@ -78,9 +77,12 @@ def _no_more_than(budget: str, device: Device) -> Device:
 
 
 def _asked(config: dict[str, Any]) -> tuple[Step, Device, Processes]:
+    """With a device that has no more memory than the experiment may take."""
+    budget, config["data"]["micro_batch_memory"] = config["data"]["micro_batch_memory"], None
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "experiment.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
         experiment = Unopened(["-c", str(file)])
     device = device_of_this_machine(str(config["trainer"]["accelerator"]))
-    return step_of(experiment, device.is_gpu), device, processes_of(experiment)
+    step, processes = step_of(experiment, device.is_gpu), processes_of(experiment)
+    return step, device if budget is None else _no_more_than(budget, device), processes

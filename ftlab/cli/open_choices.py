@@ -30,6 +30,7 @@ def choose_checkpointing(config: Any, first_way: Callable[[], GradientCheckpoint
             "give one of the two"
         )
     config.model.gradient_checkpointing = first_way()
+    config.data.micro_batch_memory = None
 
 
 def split_batches(config: Any, largest: Callable[[], int]) -> None:
@@ -46,7 +47,10 @@ def split_batches(config: Any, largest: Callable[[], int]) -> None:
     data, trainer = config.data, config.trainer
     wanted = data.micro_batch
     if data.micro_batch_memory is not None and wanted != "auto":
-        raise UserError("data.micro_batch_memory is what data.micro_batch auto may take: give that, too, or neither")
+        raise UserError(
+            "data.micro_batch_memory is what data.micro_batch auto, or model.gradient_checkpointing auto, may take: "
+            "give one of these, too"
+        )
     if wanted is None:
         return
     if data.batch_tokens is not None:

@@ -76,7 +76,8 @@ class FinetuneData(LightningDataModule):
         batch_tokens: Most tokens of a training batch on one device, padding counted, instead of batch_size.
         micro_batch: Records that a device computes at once, of the batch_size x trainer.accumulate_grad_batches of an
             optimiser step; auto is as many as ftlab plan finds room for. ftlab fit puts the two others in its place.
-        micro_batch_memory: That micro_batch auto may take by plan, such as '20 GB'; by default all that the device has.
+        micro_batch_memory: That micro_batch auto, or model.gradient_checkpointing auto, may take by plan, such as
+            '20 GB'; by default all that the device has.
         eval_batch_size: Records of an evaluation batch on one device; by default batch_size.
         validation_limit: Most rows that validation during training takes, evenly spaced over the split.
         test_limit: Most prompts that are scored, evenly spaced over the split.

@@ -290,7 +290,12 @@ def test_auto_computes_again_what_it_must(workplace: Path, ftlab: Any, monkeypat
     assert answer.code == 1
     assert "is for a micro-batch that is given, and data.micro_batch is auto, too" in answer.err
     ftlab("plan", "-c", "tiny.yaml", "--checkpointing", "selective", "--json", "found.json")
-    room["bytes"] = json.loads(Path("found.json").read_text())[0]["peak"]
-    assert ftlab(*command).code == 0
-    (config,) = Path("runs").glob("*/*/config.yaml")
-    assert yaml.safe_load(config.read_text())["model"]["gradient_checkpointing"] == "selective"
+    selective = json.loads(Path("found.json").read_text())[0]["peak"]
+    for number, (bytes_, budget) in enumerate(((selective, ()), (1e12, (f"{selective / 1e6:.6f} MB",)))):
+        room["bytes"] = bytes_
+        within = [word for size in budget for word in ("--data.micro_batch_memory", size)]
+        assert ftlab(*command, *within, "--run.name", number).code == 0
+        (file,) = Path("runs").glob(f"*/{number}/config.yaml")
+        config = yaml.safe_load(file.read_text())
+        assert config["model"]["gradient_checkpointing"] == "selective"
+        assert config["data"]["micro_batch_memory"] is None
