@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -118,7 +119,7 @@ class Study:
         """Notes the values of the metric at each validation so far; returns whether the trial is to be stopped."""
         there = dict(self.storage.get_trial(task.trial_id).intermediate_values)
         for step, value in enumerate(values, 1):
-            if there.get(step) != value:
+            if not _same(there.get(step), value):
                 self.storage.set_trial_intermediate_value(task.trial_id, step, value)
         if self.file.hyperband is None:
             return False
@@ -197,6 +198,11 @@ class Study:
         said = {"index": index, "parameters": parameters, "run": name_of_run(self.command, parameters)}
         self.storage.set_trial_user_attr(trial._trial_id, SAID, said)
         return trial._trial_id
+
+
+def _same(noted: float | None, value: float) -> bool:
+    """Whether a value is noted already: NaN, too, which is not equal to itself."""
+    return noted == value or (noted is not None and math.isnan(noted) and math.isnan(value))
 
 
 @contextlib.contextmanager

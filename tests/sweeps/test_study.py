@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 
 import optuna
@@ -171,6 +172,26 @@ def test_bayes_is_repeatable_for_one_worker(make_study: Callable[..., Study]) ->
     for study in both:
         work_off(study)
     assert parameters_of(both[0]) == parameters_of(both[1])
+
+
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_a_diverged_trial_is_stopped_and_its_values_noted_once(goal: str, make_study: Callable[..., Study]) -> None:
+    study = make_study(
+        metric={"name": "val_loss", "goal": goal},
+        early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2, "strict": True},
+    )
+    good, diverged = study.take(), study.take()
+    assert good is not None
+    assert diverged is not None
+    assert not study.report(good, [2.0, 1.0])
+    assert not study.report(diverged, [nan])
+    assert study.report(diverged, [nan, nan])
+    noted = study.directory.journal.stat().st_size
+    study.report(diverged, [nan, nan])
+    assert study.directory.journal.stat().st_size == noted
+    study.finish(diverged, TrialState.PRUNED, nan)
+    assert not study.report(good, [2.0, 1.0])
+    assert Study(study.directory).trials()[1].state == TrialState.PRUNED
 
 
 def test_failed_ones_are_tried_again_and_counted_once(make_study: Callable[..., Study]) -> None:
