@@ -34,6 +34,8 @@ class Ledger:
         self._seconds = 0.0
         self._sign = -1 if maximize else 1
         self._read = 0
+        self._unsaid: set[int] = set()
+        """Numbers of those that had been read before they were told of."""
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes up what is new.
@@ -43,7 +45,7 @@ class Ledger:
         """
         before, self.open = self.open, []
         for trial in [*(trials[old.number] for old in before), *trials[self._read :]]:
-            self._take_up(trial, new=trial.number >= self._read)
+            self._take_up(trial, new=trial.number >= self._read or trial.number in self._unsaid)
         self._read = len(trials)
 
     @property
@@ -64,10 +66,12 @@ class Ledger:
     def _take_up(self, trial: FrozenTrial, new: bool) -> None:
         said = trial.user_attrs.get(SAID)
         if said is None:
+            # a trial that was asked for is told of in a second step, under the same lock, which readers do not have
+            self._unsaid.add(trial.number)
             if not trial.state.is_finished():  # a killed process had not told all of it: it never will be
                 self.open.append(trial)
             return
-        # a trial that was asked for is told of in a second step, under the same lock
+        self._unsaid.discard(trial.number)
         self.begun += new and "retry_of" not in said
         if not trial.state.is_finished():
             self.open.append(trial)

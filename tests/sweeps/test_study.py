@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -214,6 +215,29 @@ def test_the_ledger_knows_the_best(make_study: Callable[..., Study]) -> None:
     assert ledger.best is not None
     assert ledger.best.value == 39
     assert [trial.value for trial in ledger.leading] == [value for value in x if value >= 40 - LEADING]
+
+
+def test_a_trial_that_was_read_half_told_is_counted_once_it_is_told(
+    make_sweep: Callable[..., SweepDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that follows its trial reads without the lock, between the two lines by which another adds one."""
+    directory = make_sweep(method="bayes", parameters=HALF, run_cap=2)
+    one, other = Study(directory), Study(directory)
+    add = one.storage.set_trial_user_attr
+    halves: list[int] = []
+
+    def read_first(*line: Any) -> None:
+        halves.append(len(other.ledger().open))
+        add(*line)
+
+    monkeypatch.setattr(one.storage, "set_trial_user_attr", read_first)
+    assert one.take() is not None
+    assert halves == [1]
+    second = other.take()
+    assert second is not None
+    assert second.said["index"] == 1
+    assert other.take() is None
+    assert other.ledger().begun == one.ledger().begun == 2
 
 
 def test_bayes_sees_the_latest_and_the_best(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
