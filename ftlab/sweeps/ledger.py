@@ -26,6 +26,10 @@ class Ledger:
     def __init__(self, maximize: bool) -> None:
         self.begun = 0
         """How many there are, those that are tried again counted once."""
+        self.next = 0
+        """The index of the trial that comes next."""
+        self.runs: set[str] = set()
+        """Those of all trials, whatever has become of them."""
         self.open: list[FrozenTrial] = []
         """Those that are not at their end."""
         self.ended: dict[str, FrozenTrial] = {}
@@ -72,7 +76,10 @@ class Ledger:
                 self.open.append(trial)
             return
         self._unsaid.discard(trial.number)
-        self.begun += new and "retry_of" not in said
+        if new:
+            self.begun += "retry_of" not in said
+            self.next = max(self.next, said["index"] + 1)
+            self.runs.add(said["run"])
         if not trial.state.is_finished():
             self.open.append(trial)
             return
