@@ -144,7 +144,7 @@ def processes_of(trainer: Mapping[str, Any], profile: cluster.Profile, name: str
     nodes, accelerator, gpus = trainer["num_nodes"], str(trainer["accelerator"]), profile.gpu_count
     if nodes < 1:
         raise UserError(f"trainer.num_nodes is {nodes}: give a number from 1 on")
-    devices = _devices(trainer["devices"])
+    devices = devices_of_a_node(trainer["devices"])
     on_gpus = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
     if not on_gpus:
         return devices or 1
@@ -161,7 +161,7 @@ def processes_of(trainer: Mapping[str, Any], profile: cluster.Profile, name: str
     return gpus
 
 
-def _devices(said: Any) -> int | None:
+def devices_of_a_node(said: Any) -> int | None:
     """How many devices of a node are asked for; None for all that there are."""
     if isinstance(said, str) and "," in said:
         return len([part for part in said.split(",") if part.strip()])

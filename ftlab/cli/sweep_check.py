@@ -10,11 +10,12 @@ from typing import Any
 
 from ftlab import cluster
 from ftlab.cli.experiment import Experiment
-from ftlab.cli.on_slurm import processes_of
+from ftlab.cli.on_slurm import devices_of_a_node, processes_of
 from ftlab.cli.unopened import Unopened, refuse_what_would_fail
 from ftlab.errors import UserError
 from ftlab.sweeps.commands import CONFIG, files_of, find, is_ftlab, resolved_command, trial_command
 from ftlab.sweeps.directory import Plan
+from ftlab.sweeps.local import named_gpus
 from ftlab.sweeps.sweep_file import SweepFile
 
 _ALWAYS = ("val_loss", "val_perplexity")
@@ -91,9 +92,11 @@ def _composed(plan: Plan, parameters: dict[str, Any], path: Path, kind: type[Exp
 
 def _devices(experiment: Experiment, profile: str | None) -> int:
     """Of one trial."""
-    if profile is None:
-        return experiment.trainer.num_devices * experiment.trainer.num_nodes
     trainer = experiment.resolved()["trainer"]
+    if profile is None:
+        # of several GPUs that are named a worker is shown one, unless a number asks for more
+        one = devices_of_a_node(trainer["devices"]) is None and len(named_gpus()) > 1
+        return (1 if one else experiment.trainer.num_devices) * experiment.trainer.num_nodes
     return processes_of(trainer, cluster.load_profile(profile), profile) * trainer["num_nodes"]
 
 

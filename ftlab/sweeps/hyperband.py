@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class Hyperband:
         """Whether a trial is to be stopped, at any of the rungs that it has come to since it was last judged.
 
         Args:
-            own: Its values at each validation so far; lower is better.
+            own: Its values at each validation so far; lower is better, and NaN is the worst.
             others: Those of all other trials, ended or not.
             seen: How many of its values there were then. A fast trial passes several rungs between two looks.
         """
@@ -52,7 +53,12 @@ class Hyperband:
         return [rung for rung in self.rungs if rung <= values][-1:]
 
     def _stops_at(self, rung: int, own: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
-        value = own[rung - 1]
-        there = sorted([value, *(other[rung - 1] for other in others if len(other) >= rung)])
+        value = _comparable(own[rung - 1])
+        there = sorted([value, *(_comparable(other[rung - 1]) for other in others if len(other) >= rung)])
         last = max(int(len(there) / self.eta), 1) - 1 if self.strict else int(len(there) / self.eta)
         return value > there[last]
+
+
+def _comparable(value: float) -> float:
+    """A trial that has diverged comes last: NaN is neither more nor less than anything, and spoils an order."""
+    return math.inf if math.isnan(value) else value

@@ -26,6 +26,10 @@ class Ledger:
     def __init__(self, maximize: bool) -> None:
         self.begun = 0
         """How many there are, those that are tried again counted once."""
+        self.next = 0
+        """The index of the trial that comes next."""
+        self.runs: set[str] = set()
+        """Those of all trials, whatever has become of them."""
         self.open: list[FrozenTrial] = []
         """Those that are not at their end."""
         self.ended: dict[str, FrozenTrial] = {}
@@ -34,6 +38,8 @@ class Ledger:
         self._seconds = 0.0
         self._sign = -1 if maximize else 1
         self._read = 0
+        self._unsaid: set[int] = set()
+        """Numbers of those that had been read before they were told of."""
 
     def read(self, trials: Sequence[FrozenTrial]) -> None:
         """Takes up what is new.
@@ -43,7 +49,7 @@ class Ledger:
         """
         before, self.open = self.open, []
         for trial in [*(trials[old.number] for old in before), *trials[self._read :]]:
-            self._take_up(trial, new=trial.number >= self._read)
+            self._take_up(trial, new=trial.number >= self._read or trial.number in self._unsaid)
         self._read = len(trials)
 
     @property
@@ -64,11 +70,16 @@ class Ledger:
     def _take_up(self, trial: FrozenTrial, new: bool) -> None:
         said = trial.user_attrs.get(SAID)
         if said is None:
+            # a trial that was asked for is told of in a second step, under the same lock, which readers do not have
+            self._unsaid.add(trial.number)
             if not trial.state.is_finished():  # a killed process had not told all of it: it never will be
                 self.open.append(trial)
             return
-        # a trial that was asked for is told of in a second step, under the same lock
-        self.begun += new and "retry_of" not in said
+        self._unsaid.discard(trial.number)
+        if new:
+            self.begun += "retry_of" not in said
+            self.next = max(self.next, said["index"] + 1)
+            self.runs.add(said["run"])
         if not trial.state.is_finished():
             self.open.append(trial)
             return

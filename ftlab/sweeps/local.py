@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -31,7 +31,7 @@ class Launcher(Protocol):
 
 
 def local(directory: SweepDirectory, workers: int, watch: Callable[[], None]) -> None:
-    """Workers on this machine; each has a GPU of its own where CUDA_VISIBLE_DEVICES names several.
+    """Workers on this machine; of the GPUs that CUDA_VISIBLE_DEVICES names, each has as many as a trial takes.
 
     Raises:
         KeyboardInterrupt: The user has stopped it; the trials have been saved.
@@ -40,8 +40,9 @@ def local(directory: SweepDirectory, workers: int, watch: Callable[[], None]) ->
     """
     logs = directory.path / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    devices = directory.plan().devices
     with _interrupts() as told:
-        running = [_start(directory, logs / f"worker-{n}.log", n) for n in range(workers)]
+        running = [_start(directory, logs / f"worker-{n}.log", _gpus(n, devices)) for n in range(workers)]
         stopping = False
         while any(process.poll() is None for process in running):
             time.sleep(_LOOK / 5 if stopping else _LOOK)
@@ -61,9 +62,21 @@ def local(directory: SweepDirectory, workers: int, watch: Callable[[], None]) ->
         raise UserError(f"all workers were killed: ftlab sweep resume {directory.path} goes on where they were")
 
 
-def _start(directory: SweepDirectory, log: Path, number: int) -> subprocess.Popen[bytes]:
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
+def named_gpus() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, which workers share out among themselves."""
+    return [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+
+def _gpus(worker: int, devices: int) -> dict[str, str]:
+    """The environment that shows the worker of this number its GPUs: where there are more workers, they share some."""
+    gpus = named_gpus()
+    if devices >= len(gpus):
+        return {}
+    first = worker * devices
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[n % len(gpus)] for n in range(first, first + devices))}
+
+
+def _start(directory: SweepDirectory, log: Path, own: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
             command(directory.path),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from bisect import bisect_right
@@ -113,6 +114,25 @@ class Parameter:
             f"parameter {self.name} is {self.distribution}, which a grid cannot go through: give values, q_uniform, or "
             "whole numbers as min and max"
         )
+
+    def count(self) -> int | None:
+        """How many different values there are; None where there is no end of them. Some may be next to impossible."""
+        f, kind = self.fields, self.distribution
+        if kind == "constant":
+            return 1
+        if "values" in f:
+            likely = f.get("probabilities", [1] * len(f["values"]))
+            texts = [json.dumps(value, sort_keys=True, default=str) for value in f["values"]]  # a list has no hash
+            return len({text for text, probability in zip(texts, likely, strict=True) if probability})
+        if kind == "int_uniform":
+            return f["max"] - f["min"] + 1
+        if kind.endswith("normal"):
+            return None
+        low, high = (0.0, 1.0) if kind.endswith("beta") else self._ends()
+        if low == high:
+            return 1
+        # the ends themselves are never drawn: just inside, a half is rounded inwards
+        return math.ceil(high / f["q"] - 0.5) - math.floor(low / f["q"] + 0.5) + 1 if "q" in f else None
 
     def space(self) -> BaseDistribution | None:
         """What a sampler that learns draws from, and `value` translates; None for a constant.

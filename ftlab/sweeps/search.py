@@ -37,6 +37,13 @@ def grid_trial(parameters: Sequence[Parameter], k: int) -> dict[str, Any] | None
     return {parameter.name: values[parameter.name] for parameter in parameters} if k == 0 else None
 
 
+def combinations(parameters: Sequence[Parameter]) -> int | None:
+    """How many different trials can be drawn; None where there is no end of them."""
+    counts = [parameter.count() for parameter in parameters]
+    finite = [count for count in counts if count is not None]
+    return math.prod(finite) if len(finite) == len(counts) else None
+
+
 def random_trial(parameters: Sequence[Parameter], seed: int, k: int) -> dict[str, Any]:
     """The k-th draw, whatever was drawn before; a parameter's value does not depend on which others there are."""
     return {parameter.name: parameter.at(_uniform(f"{seed}/{k}/{parameter.name}")) for parameter in parameters}

@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ftlab.sweeps import budgets, search
 from ftlab.sweeps.leases import working
-from ftlab.sweeps.ledger import RESULT, SAID
+from ftlab.sweeps.ledger import RESULT, SAID, Ledger
 from ftlab.sweeps.study import Study, current
 from ftlab.sweeps.worker import last_step
 
@@ -78,7 +78,7 @@ def status(study: Study) -> Status:
         sweep=study.name,
         metric=study.file.metric,
         goal="maximize" if study.file.maximize else "minimize",
-        trials=planned(study),
+        trials=planned(study, ledger),
         states={state: counts[state] for state in STATES},
         running=running,
         best=_named(best) | {"value": best.value} if best else None,
@@ -88,12 +88,20 @@ def status(study: Study) -> Status:
     )
 
 
-def planned(study: Study) -> int | None:
+def planned(study: Study, ledger: Ledger) -> int | None:
     """How many trials there will be; None where only another budget ends the sweep."""
     most = study.directory.budgets().get("run_cap")
-    points = search.size(study.file.parameters) if study.file.method == "grid" else None
-    known = [int(number) for number in (most, points) if number is not None]
+    known = [int(number) for number in (most, _points(study, ledger)) if number is not None]
     return min(known, default=None)
+
+
+def _points(study: Study, ledger: Ledger) -> int | None:
+    """After how many trials nothing is left to try; None where that cannot be said."""
+    if study.file.method == "grid":
+        return search.size(study.file.parameters)
+    left = study.left(ledger)
+    # a sampler may ask for the same several times before it has asked for all
+    return None if left is None or (left and study.file.method == "bayes") else ledger.begun + left
 
 
 def _named(trial: FrozenTrial) -> dict[str, Any]:

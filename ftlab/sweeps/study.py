@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,14 @@ from ftlab.sweeps.directory import SweepDirectory
 from ftlab.sweeps.journal import Journal, StudyLock
 from ftlab.sweeps.leases import Lease
 from ftlab.sweeps.ledger import RESULT, SAID, Ledger
+
+DRAWS = 20_000
+"""Draws in a row of which none is new, after which a random search is over: of 1,000 that are equally likely the last
+is then found but for once in half a billion times. Half a second, for which the study's lock is held."""
+_LOOK = 1_000
+"""Draws between looks at whether the sweep is to end."""
+_ASKS = 10
+"""Trials that a sampler has asked for while others were at the same; it is not asked again until one of these ends."""
 
 
 @dataclass
@@ -79,6 +88,8 @@ class Study:
         self.study_id = self.storage.get_all_studies()[0]._study_id
         self.name = self.storage.get_study_name_from_id(self.study_id)
         self._ledger = Ledger(self.file.maximize)
+        self._combinations = None if self.file.method == "grid" else search.combinations(self.file.parameters)
+        self._drawn_out = False
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, in order; not to be changed. One that a killed process had not told all of is left out."""
@@ -96,29 +107,35 @@ class Study:
         """A trial to work on: one that nobody works on any more, or the next; None where there is none at present."""
         with self.lock:
             ledger = self.ledger()
-            if budgets.spent(self, ledger):
+            if self._ends(ledger):
                 return None
             for trial in ledger.open:
                 if SAID not in trial.user_attrs:
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
                 elif task := self._leased(trial):
                     return task
-            index = ledger.begun
-            while index < self.directory.budgets().get("run_cap", float("inf")):
-                trial_id = self._next(index, ledger.ended)
+            cap = self.directory.budgets().get("run_cap", math.inf)
+            while ledger.begun < cap and not self._ends(ledger):
+                trial_id = self._next(ledger)
                 if trial_id is None:
                     return None
                 trial = self.storage.get_trial(trial_id)
                 if trial.state == TrialState.RUNNING and (task := self._leased(trial)):
                     return task
-                index += 1  # the same was tried before, or is at present
+                ledger = self.ledger()  # the same was tried before, or is at present
         return None
+
+    def left(self, ledger: Ledger) -> int | None:
+        """How many combinations have not been drawn yet, by method random or bayes; None where there is no end."""
+        if self._drawn_out:
+            return 0
+        return None if self._combinations is None else max(0, self._combinations - len(ledger.runs))
 
     def report(self, task: Task, values: Sequence[float]) -> bool:
         """Notes the values of the metric at each validation so far; returns whether the trial is to be stopped."""
         there = dict(self.storage.get_trial(task.trial_id).intermediate_values)
         for step, value in enumerate(values, 1):
-            if there.get(step) != value:
+            if not _same(there.get(step), value):
                 self.storage.set_trial_intermediate_value(task.trial_id, step, value)
         if self.file.hyperband is None:
             return False
@@ -155,19 +172,38 @@ class Study:
         seconds = trial.user_attrs.get(RESULT, {}).get("seconds", 0.0) + lease.unpaid
         return Task(trial._trial_id, trial.user_attrs[SAID], lease, seconds)
 
-    def _next(self, index: int, ended: dict[str, FrozenTrial]) -> int | None:
-        """Adds the trial of this index to the study: with its result where the same was tried before."""
-        file = self.file
-        if file.method == "bayes":
-            return self._asked(index)
+    def _ends(self, ledger: Ledger) -> bool:
+        """Whether nothing more is to be begun: the sweep is stopped, or a budget spent."""
+        return self.directory.stopped or budgets.spent(self, ledger) is not None
+
+    def _next(self, ledger: Ledger) -> int | None:
+        """Adds the next trial to the study: of a grid with its result where the same was tried before."""
+        file, index = self.file, ledger.next
         if file.method == "grid":
             parameters = search.grid_trial(file.parameters, index)
-        else:
-            parameters = search.random_trial(file.parameters, file.seed, index)
-        if parameters is None:
+            if parameters is None:
+                return None
+            run = name_of_run(self.command, parameters)
+            return self._add({"index": index, "parameters": parameters, "run": run}, ledger.ended.get(run))
+        if self.left(ledger) == 0:
             return None
-        run = name_of_run(self.command, parameters)
-        return self._add({"index": index, "parameters": parameters, "run": run}, ended.get(run))
+        if file.method == "bayes":
+            runs = [trial.user_attrs[SAID]["run"] for trial in ledger.open if SAID in trial.user_attrs]
+            return self._asked(index) if len(runs) - len(set(runs)) < _ASKS else None
+        said = self._drawn(ledger)
+        return None if said is None else self._add(said)
+
+    def _drawn(self, ledger: Ledger) -> dict[str, Any] | None:
+        """The next draw that was not drawn before, which is the same to all workers; None where there is none."""
+        for index in range(ledger.next, ledger.next + DRAWS):
+            if index % _LOOK == 0 and self._ends(ledger):
+                return None
+            parameters = search.random_trial(self.file.parameters, self.file.seed, index)
+            run = name_of_run(self.command, parameters)
+            if run not in ledger.runs:
+                return {"index": index, "parameters": parameters, "run": run}
+        self._drawn_out = True
+        return None
 
     def _add(self, said: dict[str, Any], same: FrozenTrial | None = None, drawn: FrozenTrial | None = None) -> int:
         """Adds a trial: with the result of the `same` one before, and what a sampler has `drawn` it from."""
@@ -197,6 +233,11 @@ class Study:
         said = {"index": index, "parameters": parameters, "run": name_of_run(self.command, parameters)}
         self.storage.set_trial_user_attr(trial._trial_id, SAID, said)
         return trial._trial_id
+
+
+def _same(noted: float | None, value: float) -> bool:
+    """Whether a value is noted already: NaN, too, which is not equal to itself."""
+    return noted == value or (noted is not None and math.isnan(noted) and math.isnan(value))
 
 
 @contextlib.contextmanager

@@ -49,3 +49,25 @@ def test_of_a_sweep_over_devices_the_most_count(workplace: Path) -> None:
     }
     path.write_text(yaml.safe_dump(content))
     assert planned(read_sweep_file(path), path).devices == 2
+
+
+@pytest.mark.parametrize(("named", "devices"), [("0,1", 1), (None, 2)])
+def test_all_devices_are_those_that_a_worker_has(
+    named: str | None, devices: int, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two GPUs that are named, a worker on this machine has one."""
+    for module in ("lightning.pytorch.accelerators.cuda", "lightning.fabric.accelerators.cuda"):
+        monkeypatch.setattr(f"{module}.num_cuda_devices", lambda: 2)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = workplace / "rates.yaml"
+    content = {
+        "method": "grid",
+        "metric": {"name": "val_loss"},
+        "parameters": {"trainer.devices": {"value": "auto"}, "trainer.accelerator": {"value": "gpu"}},
+        "command": ["ftlab", "fit", "-c", "tiny.yaml", "${args}"],
+    }
+    path.write_text(yaml.safe_dump(content))
+    assert planned(read_sweep_file(path), path).devices == devices

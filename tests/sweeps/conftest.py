@@ -37,11 +37,11 @@ def sweep_file(tmp_path: Path) -> Callable[..., Path]:
 def make_sweep(sweep_file: Callable[..., Path], tmp_path: Path) -> Callable[..., SweepDirectory]:
     """The directory of a new sweep, as `ftlab sweep run` makes it."""
 
-    def make(**changes: Any) -> SweepDirectory:
+    def make(devices: int = 1, **changes: Any) -> SweepDirectory:
         path = sweep_file(**changes)
         file = read_sweep_file(path)
         directory = SweepDirectory(tmp_path / "runs" / file.name)
-        directory.found(path, Plan(resolved_command(file.command, path), str(path), str(tmp_path)))
+        directory.found(path, Plan(resolved_command(file.command, path), str(path), str(tmp_path), devices))
         directory.begin(file.budgets)
         return directory
 

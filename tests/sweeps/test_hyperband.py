@@ -1,5 +1,7 @@
 """Rungs by W&B's documentation, and who is stopped, by hand."""
 
+from math import nan
+
 import pytest
 
 from ftlab.sweeps.hyperband import Hyperband
@@ -24,6 +26,10 @@ def test_rungs_are_those_of_wandbs_documentation() -> None:
         ([2.5], [[1.0], [2.0], [3.0], [5.0], [6.0]], False),
         ([1.0, 1.0, 9.0], [[2.0, 2.0, 1.0], [3.0, 3.0, 2.0]], True),  # at rung 3, whatever it was at rung 1
         ([1.0, 9.0], [[2.0, 1.0], [3.0, 1.0]], False),  # not at a rung: the value at rung 1 counts
+        ([nan], [[1.0], [2.0]], True),
+        ([nan], [[nan], [nan]], False),  # none is better
+        ([4.0], [[1.0], [nan], [3.0], [2.0], [nan]], True),  # the third is 3.0, wherever the diverged stand
+        ([2.0], [[nan], [3.0], [nan], [1.0], [nan]], False),
     ],
 )
 def test_who_is_stopped(own: list[float], others: list[list[float]], stopped: bool) -> None:

@@ -85,6 +85,32 @@ def test_draws_among_values_keep_to_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        ({"value": 3}, 1),
+        ({"values": [1, 2, 1, True, [1], [1]]}, 4),
+        ({"values": ["a", "b", "c"], "probabilities": [0.5, 0.5, 0]}, 2),
+        ({"min": -1, "max": 3}, 5),
+        ({"min": 0.5, "max": 0.5}, 1),
+        ({"distribution": "q_uniform", "min": 0.1, "max": 1.0, "q": 0.25}, 5),
+        ({"distribution": "q_uniform", "min": 1, "max": 9, "q": 2}, 4),  # 2, 4, 6, 8
+        ({"distribution": "q_log_uniform", "min": 0, "max": 2, "q": 2}, 4),
+        ({"distribution": "q_log_uniform_values", "min": 3, "max": 9, "q": 2}, 3),
+        ({"distribution": "q_beta", "a": 2, "b": 2, "q": 0.25}, 5),
+    ],
+)
+def test_values_are_counted_as_they_are_drawn(said: dict[str, Any], count: int) -> None:
+    parameter = read(**said)
+    drawn = {repr(parameter.at(quantile)) for quantile in np.linspace(1e-6, 1 - 1e-6, 2000)}
+    assert len(drawn) == parameter.count() == count
+
+
+def test_of_some_distributions_there_is_no_end_of_values() -> None:
+    endless = [{"min": 0.5, "max": 2}, {"distribution": "q_normal"}, {"distribution": "q_log_normal"}]
+    assert [read(**said).count() for said in endless] == [None] * 3
+
+
+@pytest.mark.parametrize(
     "said",
     [
         {"values": [1, 2, 3]},

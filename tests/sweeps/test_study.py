@@ -2,13 +2,16 @@
 
 import socket
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
 from ftlab.sweeps import Study, SweepDirectory, search, status
+from ftlab.sweeps import study as study_module
 from ftlab.sweeps.ledger import LEADING, SAID
 from ftlab.sweeps.search import grid_trial, random_trial
 
@@ -46,6 +49,100 @@ def test_a_draw_does_not_depend_on_other_parameters(make_study: Callable[..., St
     alone = make_study(method="random", parameters=HALF).file.parameters
     beside = make_study(method="random", parameters={"a": {"min": 0.0, "max": 9.0}, **HALF}, name="other").file
     assert random_trial(alone, 0, 3)["x"] == random_trial(beside.parameters, 0, 3)["x"]
+
+
+FINITE = {
+    "x": {"values": [1.0, 2.0, 1.0]},
+    "p": {"values": ["a", "b", "c"], "probabilities": [0.5, 0.5, 0.0]},
+    "n": {"min": 1, "max": 2},
+    "c": {"value": 1},
+}
+"""Eight combinations."""
+
+
+def journaled(study: Study) -> int:
+    return study.directory.journal.read_bytes().count(b"\n")
+
+
+@pytest.mark.timeout(25)
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_a_search_ends_with_the_last_combination(method: str, make_sweep: Callable[..., SweepDirectory]) -> None:
+    parameters = FINITE if method == "random" else FINITE | {"p": {"values": ["a", "b"]}}
+    directory = make_sweep(method=method, parameters=parameters)
+    one, other = Study(directory), Study(directory)
+    held = one.take()
+    assert held is not None
+    work_off(other)
+    assert not status(one).over
+    one.finish(held, TrialState.COMPLETE, 1.0)
+    work_off(one)  # a sampler may have asked for the same meanwhile
+    lines = journaled(one)
+    assert one.take() is None
+    assert other.take() is None
+    assert journaled(one) == lines
+    assert len({trial.user_attrs[SAID]["run"] for trial in one.trials()}) == 8
+    assert status(one).over
+
+
+def test_a_random_search_tries_nothing_twice(make_study: Callable[..., Study]) -> None:
+    study = make_study(method="random", parameters=FINITE, run_cap=7)
+    assert status(study).trials == 7
+    work_off(study)
+    draws = [random_trial(study.file.parameters, 0, k) for k in range(100)]
+    assert parameters_of(study) == [draw for k, draw in enumerate(draws) if draw not in draws[:k]][:7]
+    study.directory.begin({})
+    assert status(study).trials == 8
+    work_off(study)
+    assert len(study.trials()) == 8
+    assert status(study).over
+
+
+@pytest.mark.timeout(25)
+def test_a_search_of_values_without_end_ends_when_nothing_new_is_drawn(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study_module, "DRAWS", 200)
+    study = make_study(method="random", parameters={"x": {"distribution": "q_normal", "q": 2}})
+    work_off(study)
+    assert 3 <= len(study.trials()) <= 5
+    lines = journaled(study)
+    assert Study(study.directory).take() is None
+    assert journaled(study) == lines
+
+
+@pytest.mark.timeout(25)
+def test_a_sampler_that_asks_for_what_others_try_is_asked_no_more(make_sweep: Callable[..., SweepDirectory]) -> None:
+    directory = make_sweep(method="bayes", parameters={"x": {"distribution": "q_normal", "q": 1e9}})
+    one, other = Study(directory), Study(directory)
+    held = one.take()
+    assert held is not None
+    assert other.take() is None
+    lines = journaled(one)
+    assert other.take() is None
+    assert journaled(one) == lines
+    one.finish(held, TrialState.COMPLETE, 0.0)
+    assert other.take() is not None
+
+
+@pytest.mark.timeout(25)
+@pytest.mark.parametrize("stop", [SweepDirectory.stop, lambda directory: directory.begin({"hours": 1e-9})])
+def test_a_search_for_something_new_looks_at_stop_and_budgets(
+    stop: Callable[[SweepDirectory], None], make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(method="random", parameters={"x": {"distribution": "q_normal", "q": 1e9}})
+    first = study.take()
+    assert first is not None
+    draws: list[int] = []
+
+    def draw(parameters: Any, seed: int, k: int) -> dict[str, Any]:
+        draws.append(k)
+        if len(draws) == 10:
+            stop(study.directory)
+        return random_trial(parameters, seed, k)
+
+    monkeypatch.setattr(search, "random_trial", draw)
+    assert study.take() is None
+    assert 10 <= len(draws) < 2000
 
 
 def test_two_workers_never_have_the_same_trial(make_sweep: Callable[..., SweepDirectory]) -> None:
@@ -173,6 +270,26 @@ def test_bayes_is_repeatable_for_one_worker(make_study: Callable[..., Study]) ->
     assert parameters_of(both[0]) == parameters_of(both[1])
 
 
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_a_diverged_trial_is_stopped_and_its_values_noted_once(goal: str, make_study: Callable[..., Study]) -> None:
+    study = make_study(
+        metric={"name": "val_loss", "goal": goal},
+        early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2, "strict": True},
+    )
+    good, diverged = study.take(), study.take()
+    assert good is not None
+    assert diverged is not None
+    assert not study.report(good, [2.0, 1.0])
+    assert not study.report(diverged, [nan])
+    assert study.report(diverged, [nan, nan])
+    noted = study.directory.journal.stat().st_size
+    study.report(diverged, [nan, nan])
+    assert study.directory.journal.stat().st_size == noted
+    study.finish(diverged, TrialState.PRUNED, nan)
+    assert not study.report(good, [2.0, 1.0])
+    assert Study(study.directory).trials()[1].state == TrialState.PRUNED
+
+
 def test_failed_ones_are_tried_again_and_counted_once(make_study: Callable[..., Study]) -> None:
     study = make_study()
     while task := study.take():
@@ -193,6 +310,29 @@ def test_the_ledger_knows_the_best(make_study: Callable[..., Study]) -> None:
     assert ledger.best is not None
     assert ledger.best.value == 39
     assert [trial.value for trial in ledger.leading] == [value for value in x if value >= 40 - LEADING]
+
+
+def test_a_trial_that_was_read_half_told_is_counted_once_it_is_told(
+    make_sweep: Callable[..., SweepDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that follows its trial reads without the lock, between the two lines by which another adds one."""
+    directory = make_sweep(method="bayes", parameters=HALF, run_cap=2)
+    one, other = Study(directory), Study(directory)
+    add = one.storage.set_trial_user_attr
+    halves: list[int] = []
+
+    def read_first(*line: Any) -> None:
+        halves.append(len(other.ledger().open))
+        add(*line)
+
+    monkeypatch.setattr(one.storage, "set_trial_user_attr", read_first)
+    assert one.take() is not None
+    assert halves == [1]
+    second = other.take()
+    assert second is not None
+    assert second.said["index"] == 1
+    assert other.take() is None
+    assert other.ledger().begun == one.ledger().begun == 2
 
 
 def test_bayes_sees_the_latest_and_the_best(make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,31 @@ def test_the_local_launcher_runs_all(make_sweep: Callable[..., SweepDirectory]) 
     assert seen[-1] == 4
 
 
+@pytest.mark.parametrize(
+    ("gpus", "devices", "each"),
+    [
+        ("4,5", 1, ["4", "5", "4"]),
+        ("4,5", 2, ["4,5"] * 3),
+        ("4,5", 3, ["4,5"] * 3),  # too many: the trial says so itself
+        ("0,1,2,3", 2, ["0,1", "2,3", "0,1"]),
+        ("0,1,2", 2, ["0,1", "2,0", "1,2"]),
+        ("7", 1, ["7"] * 3),
+        ("", 1, [""] * 3),
+    ],
+)
+def test_a_worker_has_as_many_gpus_as_a_trial_takes(
+    gpus: str, devices: int, each: list[str], make_sweep: Callable[..., SweepDirectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make_sweep(devices=devices)
+    tell = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    monkeypatch.setattr(sys.modules[local.__module__], "command", lambda _: [sys.executable, "-S", "-c", tell])
+    monkeypatch.setattr(sys.modules[local.__module__], "_LOOK", 0.05)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    local(directory, 3, lambda: None)
+    logs = [directory.path / "logs" / f"worker-{number}.log" for number in range(3)]
+    assert [log.read_text().strip() for log in logs] == each
+
+
 def test_a_command_is_given_its_run(make_sweep: Callable[..., SweepDirectory]) -> None:
     directory = make_sweep(parameters={"x": {"value": 0.1}})
     words = directory.command({"x": 1e-05, "flag": True, "list": ["a", 1]}, "abc")
