@@ -210,6 +210,8 @@ def objection(mine: dict[str, Any], reference: dict[str, Any], arm: str) -> str 
     if trained != wanted:
         return f"{trained[0]} tokens, {trained[1]} targets; the reference {wanted[0]}, {wanted[1]}"
     if padded(arm):
+        if (mine["tokens"], mine["targets"]) != (reference["tokens"], reference["targets"]):
+            return "its steps hold other records than the reference's: other tokens or targets"
         for step, (loss, other) in enumerate(zip(mine["losses"], reference["losses"], strict=True), 1):
             if not abs(loss - other) <= SAME_BATCH * other:  # NaN is neither
                 return f"the loss of step {step} is {loss:.5f}, the reference's {other:.5f}"
