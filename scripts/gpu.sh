@@ -122,9 +122,9 @@ PYTHON
 fi
 full=(--length "$length" --data "$place/long_$length.jsonl" --batch-size 4)
 if wanted speed; then
-  bench full_small --network $small --method full --precision $pure "${full[@]}" --arms bare ftlab:compile ftlab
-  bench lora_large --network $large --method lora --precision $mixed "${full[@]}" --arms bare ftlab:compile ftlab
-  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms bare ftlab:compile ftlab
+  bench full_small --network $small --method full --precision $pure "${full[@]}" --arms bare:unmasked+compile ftlab:compile ftlab bare:unmasked
+  bench lora_large --network $large --method lora --precision $mixed "${full[@]}" --arms bare:unmasked+compile ftlab:compile
+  bench qlora_large --network $large --method qlora --precision $mixed "${full[@]}" --arms ftlab:compile ftlab
   bench full_large --network $large --method full --precision $pure "${full[@]}" --arms ftlab:compile
 fi
 if wanted packed; then # steps as large as a card is kept busy by, all in some 960 records

@@ -127,6 +127,10 @@ def bare(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
 
     batches = rows(work)
     network, clock = opened(work), Clock(work)
+    if "compile" in told:
+        from ftlab.modules.compiling import compile_blocks
+
+        compile_blocks(network)
     device = next(network.parameters()).device
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=work.rate, weight_decay=0.0, fused=True)
@@ -137,6 +141,8 @@ def bare(work: Work, scratch: Path, told: Set[str]) -> dict[str, Any]:
         inputs = {name: value.to(device, non_blocking=True) for name, value in padded(batch).items()}
         # labels are shifted, not logits, of which a slice would be a copy
         labels = torch.nn.functional.pad(inputs.pop("labels")[:, 1:], (0, 1), value=-100)
+        if "unmasked" in told:
+            del inputs["attention_mask"]
         with mixed:
             logits = network(**inputs, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())

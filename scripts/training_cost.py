@@ -24,15 +24,16 @@ from typing import Any
 from benching import ASSETS, spread
 
 OPTIONS = {
-    "bare": (),
+    "bare": ("unmasked", "compile"),
     "ftlab": ("bucket", "pack", "masked", "compile", "profile"),
     "hf": (),
     "trl": ("pack", "default", "liger"),
 }
 """What an arm may be told after a colon, with + between: how batches are laid out, other than padded; `masked` keeps
-packs apart by a mask of every pair of positions; `compile` sets `model.compile`; `profile` is `ftlab fit --profile`;
-`default` checkpoints activations, as TRL does unless told not to; `liger` has Liger's kernels in the place of the
-network's own."""
+packs apart by a mask of every pair of positions; `unmasked` tells the network of no padding, which is on the right, so
+that attention takes the kernel that it takes in ftlab; `compile` compiles decoder blocks; `profile` is `ftlab fit
+--profile`; `default` checkpoints activations, as TRL does unless told not to; `liger` has Liger's kernels in the place
+of the network's own."""
 SAME_BATCH = 0.01
 SAME_RECORDS = 0.03
 """How far losses may be from the reference's: of a step on the same batch; and, where batches are other ones, over all

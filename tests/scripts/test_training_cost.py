@@ -105,6 +105,7 @@ def test_peers_train_what_the_bare_loop_trains(training_cost: Any, arms: Any, wo
     assert bare["targets"] == [sum(label != -100 for row in batch for label in row["labels"]) for batch in batches]
     assert bare["norm"] > 0
     assert hf["losses"] == pytest.approx(bare["losses"], rel=1e-5)
+    assert arms.bare(work, tmp_path, {"unmasked"})["losses"] == pytest.approx(bare["losses"], rel=1e-5)
     assert {name: hf[name] for name in ("tokens", "targets", "positions")} == {
         name: bare[name] for name in ("tokens", "targets", "positions")
     }
