@@ -93,6 +93,17 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+class OutOfTime(pl.Callback):
+    """Has training stop at the n-th batch and later, as `trainer.max_time` does."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.left -= 1
+        trainer.should_stop = trainer.should_stop or self.left <= 0
+
+
 @dataclass
 class Bench:
     """Trains the same again and again, in a run directory of its own each time."""
@@ -306,6 +317,26 @@ def test_a_signal_that_a_library_swallows_is_answered_at_the_first_step(bench: C
     made = bench()
     with pytest.raises(Preempted, match="at step 1"):
         made.train(made.run("swallowed"), At("on_fit_start", 1, swallowed))
+
+
+@pytest.mark.parametrize("options", [
+    {"limit_val_batches": 0},
+    {"limit_val_batches": 0, "min_steps": 4},
+    {"check_val_every_n_epoch": 3},
+])  # fmt: skip
+@pytest.mark.parametrize(("batch", "step"), [(3, 1), (4, 2), (5, 2), (8, 3), (10, 4)])
+def test_out_of_time_where_no_validation_follows(
+    batch: int, step: int, options: dict[str, Any], bench: Callable[..., Bench]
+) -> None:
+    """`last` is what training ended with, and goes on to the same bits: windows of 3 batches, 8 an epoch."""
+    made = bench()
+    made.trainer = {"max_epochs": 3, "accumulate_grad_batches": 3} | options
+    whole, run = made.train(made.run("whole")), made.run("stopped")
+    ended = made.train(run, OutOfTime(batch), every_n_steps=None)
+    last = torch.load(run.last)
+    assert last["global_step"] == max(step, options.get("min_steps", 0))
+    assert_same(last["state_dict"], ended["weights"])
+    assert_same(made.train(run), whole)
 
 
 @pytest.mark.parametrize("options", [
