@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from ranks import on_ranks
 
 from ftlab.callbacks import Checkpoints, MetricsCSV, Preemption
+from ftlab.callbacks.checkpoint_io import WholeCheckpointIO
 from ftlab.data import FinetuneData
 from ftlab.data.leaks import Leaks
 from ftlab.errors import Preempted
@@ -337,6 +341,29 @@ def test_out_of_time_where_no_validation_follows(
     assert last["global_step"] == max(step, options.get("min_steps", 0))
     assert_same(last["state_dict"], ended["weights"])
     assert_same(made.train(run), whole)
+
+
+def there_when_stopped(made: Bench, run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints that a process finds when it is about to leave, one of two that were told to stop."""
+    write = WholeCheckpointIO._write
+
+    def slowly(io: WholeCheckpointIO, *args: Any) -> None:
+        time.sleep(2)
+        write(io, *args)
+
+    monkeypatch.setattr(WholeCheckpointIO, "_write", slowly)
+    with pytest.raises(Preempted, match="at step 3"):
+        made.train(run, At("on_train_batch_start", 3, terminate), every_n_steps=None, asynchronous=True)
+    return [path.name for path in run.checkpoints.directory.glob("last-*.ckpt")]
+
+
+def test_no_process_leaves_another_that_writes(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first would be ended for one that has left it, in the midst of its write."""
+    made = bench()
+    made.trainer = {"devices": 2, "strategy": "ddp"}
+    first, second = on_ranks(2, partial(there_when_stopped, made, made.run("stopped"), monkeypatch))
+    assert len(first) == 1
+    assert second == first
 
 
 @pytest.mark.parametrize("options", [
