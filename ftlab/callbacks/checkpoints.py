@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ftlab.callbacks.checkpoint_io import WholeCheckpointIO
-from ftlab.callbacks.restarts import as_if_evaluation_began, begin_the_next_epoch, validation_is_due
+from ftlab.callbacks.restarts import as_if_evaluation_began, begin_the_next_epoch, stop_between_steps, validation_is_due
 from ftlab.errors import UserError
 from ftlab.modules import FinetuneModule, FSDPStrategy
 from ftlab.runs import CheckpointOptions, Run
@@ -35,6 +35,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._stepped = 0
         self._due = False
+        self._told_to_stop = False
         self._evaluating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -65,6 +66,7 @@ class Checkpoints(Checkpoint):
         # or a resumed run saves again in the middle of its first step
         self._saved_step = self._stepped = trainer.global_step
         self._saved_at = time.monotonic()
+        self._told_to_stop = False
         if trainer.is_global_zero:
             self._io.go_on(trainer.global_step)
 
@@ -79,11 +81,14 @@ class Checkpoints(Checkpoint):
     ) -> None:
         assert isinstance(pl_module, FinetuneModule)
         step, every = trainer.global_step, self.options.every_n_steps
+        self._told_to_stop |= trainer.should_stop
+        stops = stop_between_steps(trainer, self._told_to_stop)
         if step == self._stepped:
             return
         self._stepped = step
-        # not when the epoch has ended: where no validation ended it, Lightning goes on from there with a batch too many
-        ends = trainer.is_last_batch or step == trainer.max_steps
+        # not when the epoch has ended: where no validation ended it, Lightning goes on from it with a batch too many;
+        # nor when training has: it has then counted as over an epoch in the midst of which it was told to stop
+        ends = trainer.is_last_batch or step == trainer.max_steps or stops
         self._due = ends or (every is not None and step % every == 0) or "save" in pl_module.agreed
         # where validation is due too, after it: see `validation_is_due`
         if self._due and not validation_is_due(trainer):

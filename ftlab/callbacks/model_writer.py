@@ -40,8 +40,7 @@ class ModelWriter(pl.Callback):
         network = network or module.network
         assert network is not None
         if self.run.best.is_file():
-            device = next(network.parameters()).device
-            checkpoint = read(self.run.best, map_location=device)
+            checkpoint = read(self.run.best)
             weights = {name.removeprefix("network."): tensor for name, tensor in checkpoint["state_dict"].items()}
             network.load_state_dict(weights, strict=False)
             module.method.restore(network, checkpoint["ftlab"]["method"])

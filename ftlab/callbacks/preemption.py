@@ -159,9 +159,13 @@ class Preemption(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer) -> None:
         self.checkpoints.save_last(trainer)
-        self.checkpoints.wait()
-        if self._timer:
-            self._timer.cancel()
+        try:
+            self.checkpoints.wait()
+        finally:
+            if self._timer:
+                self._timer.cancel()
+            # the first process alone may be writing, and is ended soon after one of its companions has left
+            trainer.strategy.barrier()
         raise Preempted(self._said(f"at step {trainer.global_step}: {self.checkpoints.run.next_start()}"))
 
 

@@ -22,6 +22,14 @@ def validation_is_due(trainer: pl.Trainer) -> bool:
     return trainer.enable_validation and not epoch.val_loop.skip and epoch._should_check_val_fx(loop._data_fetcher)
 
 
+def stop_between_steps(trainer: pl.Trainer, told: bool) -> bool:
+    """Has training that is `told` to stop, such as by `trainer.max_time`, go on to the end of its accumulation window:
+    gradients of half a window are in no checkpoint. Says whether it ends with the batch that ends now."""
+    loop: Any = trainer.fit_loop
+    trainer.should_stop = told and not loop._should_accumulate()
+    return trainer.should_stop and loop._can_stop_early
+
+
 def as_if_evaluation_began(checkpoint: dict[str, Any]) -> None:
     """Has a checkpoint that is written in the middle of a validation begin it anew: Lightning would go on after the
     batches that were judged, and what they came to is in no checkpoint."""

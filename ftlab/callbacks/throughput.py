@@ -48,6 +48,7 @@ class Throughput(pl.Callback):
         self._joules_before = state_dict.get("joules")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()  # in mid-epoch no hook says that one begins
         self._step = trainer.global_step
         self._device = pl_module.device
         if trainer.global_rank:  # the first process goes on with what all had counted

@@ -17,6 +17,7 @@ from ftlab.data.samplers import LengthBatchSampler
 from ftlab.data.store import Rows
 from ftlab.data.training import Items
 from ftlab.data.workers import say_if_too_many
+from ftlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,16 @@ class Judging:
     world_size: int
 
     def loader(self, items: Sequence[Any], lengths: ArrayLike, collate: Any) -> DataLoader:
-        """This rank's share of the items, those of like length together."""
+        """This rank's share of the items, those of like length together.
+
+        Raises:
+            UserError: There are fewer items than processes, of which one would have none; raised in all of them.
+        """
+        if 0 < len(items) < self.world_size:
+            raise UserError(
+                f"{len(items)} records cannot be judged on {self.world_size} devices: take fewer of these "
+                "(--trainer.devices 1), or more records (a larger split, data.validation_limit, data.test_limit)"
+            )
         if self.rank == 0:
             say_if_too_many(self.workers)
         return DataLoader(

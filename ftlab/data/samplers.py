@@ -336,7 +336,7 @@ class LengthBatchSampler(Sampler[list[int]]):
     """Evaluation batches: every record once on exactly one rank, those of like length together, longest first.
 
     Batches differ by at most one record in size and number `ceil(N / (B*W))` on every rank; only where there are fewer
-    records than ranks, or B is 1, may a rank get one batch less.
+    records than ranks, or B is 1, may a rank get one batch less. As many records as ranks are a batch for each.
 
     Args:
         lengths: Tokens of each record.
@@ -350,7 +350,9 @@ class LengthBatchSampler(Sampler[list[int]]):
             numpy.asarray(lengths, dtype=numpy.int64)
         )  # too little memory shows at once, not at the end
         steps = -(-len(order) // (batch_size * world_size))
-        shares = [part[rank::world_size].tolist() for part in numpy.array_split(order, steps)] if steps else []
+        # of single records parts alike in size may all be smaller than the ranks are many
+        cuts = range(world_size, len(order), world_size) if batch_size == 1 else max(1, steps)
+        shares = [part[rank::world_size].tolist() for part in numpy.array_split(order, cuts)]
         self._batches: list[list[int]] = [share for share in shares if share]
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ftlab.data import FinetuneData
 from ftlab.errors import UserError
-from ftlab.modules.steps import batches_per_epoch, steps_in
+from ftlab.modules.steps import batches_per_epoch, steps_in, steps_left
 
 
 def refuse_other_tensors(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], trained: set[str]) -> None:
@@ -128,5 +128,4 @@ def hand_over_loops(checkpoint: dict[str, Any], data: FinetuneData, trainer: pl.
     if per_epoch is None or trainer.max_epochs in (None, -1):
         return 0
     behind = before["epoch"] + 1  # epochs, the one under way among them
-    this_epoch = steps_in(per_epoch - done, trainer)
-    return int(checkpoint["global_step"]) + this_epoch - behind * steps_in(per_epoch, trainer)
+    return int(checkpoint["global_step"]) + steps_left(per_epoch, done, trainer) - behind * steps_in(per_epoch, trainer)

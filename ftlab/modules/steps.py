@@ -30,6 +30,12 @@ def steps_in(batches: int, trainer: pl.Trainer) -> int:
     return math.ceil(batches / trainer.accumulate_grad_batches)
 
 
+def steps_left(batches: int, done: int, trainer: pl.Trainer) -> int:
+    """Optimiser steps that an epoch of so many batches has left when some are done: the windows are the epoch's,
+    wherever training goes on."""
+    return steps_in(batches, trainer) - done // trainer.accumulate_grad_batches if done < batches else 0
+
+
 def total_steps(data: FinetuneData, trainer: pl.Trainer, apart: int = 0) -> int:
     """Optimiser steps of a whole training.
 

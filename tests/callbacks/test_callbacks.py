@@ -320,3 +320,27 @@ class TestThroughput:
             make_module(LoRA(r=1)), make_data(batch_size=4), ckpt_path=run.last
         )
         assert throughput.total == 2 * sum(len(row.input_ids) for row in data.rows("train"))
+
+    def test_what_comes_before_training_goes_on_in_mid_epoch_is_no_training(
+        self, run: Run, make_module: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 0.0
+
+        class Clock(pl.Callback):
+            def on_fit_start(self, *_: Any) -> None:
+                nonlocal now
+                now += 100.0  # data and network are opened
+
+            def on_train_batch_start(self, *_: Any) -> None:
+                nonlocal now
+                now += 2.0
+
+        monkeypatch.setattr("ftlab.callbacks.throughput.time.perf_counter", lambda: now)
+        for steps in (1, 3):  # of 4 in an epoch
+            throughput = Throughput()
+            trainer = make_trainer(
+                max_epochs=-1, max_steps=steps, callbacks=[Clock(), throughput, Checkpoints(run, CheckpointOptions(1))]
+            )
+            resume = run.last if run.last.is_file() else None
+            trainer.fit(make_module(LoRA(r=1)), make_data(batch_size=4), ckpt_path=resume)
+        assert throughput.seconds == 3 * 2.0

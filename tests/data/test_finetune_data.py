@@ -516,3 +516,14 @@ class TestLightning:
         ]
         shared = [index for _, prompts in halves for batch in prompts for index in batch]
         assert sorted(shared) == [0, 1, 2, 3, 4]
+
+
+def test_fewer_records_than_devices_are_not_judged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loader without a batch Lightning would say so on one of them, and the others would wait."""
+    data = make(eval_batch_size=1, validation_limit=2)
+    for rank in range(3):
+        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, 3))
+        with pytest.raises(UserError, match="2 records cannot be judged on 3 devices: take fewer of these"):
+            data.val_dataloader()
+    monkeypatch.setattr(data, "_rank_and_world", lambda: (1, 2))
+    assert len(data.val_dataloader()) == 1

@@ -244,6 +244,7 @@ def test_evaluation_takes_every_record_once_on_one_rank(lengths: list[int], batc
     assert all(1 <= len(batch) <= batch_size for batches in each for batch in batches)
     if batch_size > 1 and len(lengths) >= world:
         assert {len(batches) for batches in each} == {-(-len(lengths) // (batch_size * world))}
+    assert all(each) or len(lengths) < world
 
 
 @given(LENGTHS, st.integers(1, 6))

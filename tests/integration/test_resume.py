@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from ranks import on_ranks
 
 from ftlab.callbacks import Checkpoints, MetricsCSV, Preemption
+from ftlab.callbacks.checkpoint_io import WholeCheckpointIO
 from ftlab.data import FinetuneData
 from ftlab.data.leaks import Leaks
 from ftlab.errors import Preempted
@@ -91,6 +95,17 @@ def kill() -> None:
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class OutOfTime(pl.Callback):
+    """Has training stop at the n-th batch and later, as `trainer.max_time` does."""
+
+    def __init__(self, batch: int) -> None:
+        self.left = batch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.left -= 1
+        trainer.should_stop = trainer.should_stop or self.left <= 0
 
 
 @dataclass
@@ -306,6 +321,49 @@ def test_a_signal_that_a_library_swallows_is_answered_at_the_first_step(bench: C
     made = bench()
     with pytest.raises(Preempted, match="at step 1"):
         made.train(made.run("swallowed"), At("on_fit_start", 1, swallowed))
+
+
+@pytest.mark.parametrize("options", [
+    {"limit_val_batches": 0},
+    {"limit_val_batches": 0, "min_steps": 4},
+    {"check_val_every_n_epoch": 3},
+])  # fmt: skip
+@pytest.mark.parametrize(("batch", "step"), [(3, 1), (4, 2), (5, 2), (8, 3), (10, 4)])
+def test_out_of_time_where_no_validation_follows(
+    batch: int, step: int, options: dict[str, Any], bench: Callable[..., Bench]
+) -> None:
+    """`last` is what training ended with, and goes on to the same bits: windows of 3 batches, 8 an epoch."""
+    made = bench()
+    made.trainer = {"max_epochs": 3, "accumulate_grad_batches": 3} | options
+    whole, run = made.train(made.run("whole")), made.run("stopped")
+    ended = made.train(run, OutOfTime(batch), every_n_steps=None)
+    last = torch.load(run.last)
+    assert last["global_step"] == max(step, options.get("min_steps", 0))
+    assert_same(last["state_dict"], ended["weights"])
+    assert_same(made.train(run), whole)
+
+
+def there_when_stopped(made: Bench, run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The checkpoints that a process finds when it is about to leave, one of two that were told to stop."""
+    write = WholeCheckpointIO._write
+
+    def slowly(io: WholeCheckpointIO, *args: Any) -> None:
+        time.sleep(2)
+        write(io, *args)
+
+    monkeypatch.setattr(WholeCheckpointIO, "_write", slowly)
+    with pytest.raises(Preempted, match="at step 3"):
+        made.train(run, At("on_train_batch_start", 3, terminate), every_n_steps=None, asynchronous=True)
+    return [path.name for path in run.checkpoints.directory.glob("last-*.ckpt")]
+
+
+def test_no_process_leaves_another_that_writes(bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first would be ended for one that has left it, in the midst of its write."""
+    made = bench()
+    made.trainer = {"devices": 2, "strategy": "ddp"}
+    first, second = on_ranks(2, partial(there_when_stopped, made, made.run("stopped"), monkeypatch))
+    assert len(first) == 1
+    assert second == first
 
 
 @pytest.mark.parametrize("options", [

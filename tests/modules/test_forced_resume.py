@@ -6,16 +6,20 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ftlab.data.leaks import Leaks
 from ftlab.errors import UserError
 from ftlab.methods import LoRA
 from ftlab.modules import Cosine, FinetuneModule, Linear
+from ftlab.modules.steps import steps_left
 
 Make = Callable[..., Any]
 Row = tuple[int, ...]
@@ -194,3 +198,21 @@ def test_the_schedule_ends_with_the_training(leg: Callable[..., Any], tmp_path: 
     third, _, _ = leg(larger, schedule=Linear(warmup=0), forced=False)
     assert [len(rows) for rows in second.rows + third.rows] == [4, 4, 1, 4, 4, 4, 3]
     assert second.rates + third.rates == pytest.approx([0.1 * (1 - step / 10) for step in range(3, 10)])
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.integers(1, 12))
+def test_steps_that_are_left_of_an_epoch(batches: int, done: int, window: int) -> None:
+    """Lightning steps where the number of a batch is a multiple of the window, and at the last one."""
+    steps = [number for number in range(1, batches + 1) if number % window == 0 or number == batches]
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=window)
+    assert steps_left(batches, done, trainer) == sum(number > done for number in steps)
+
+
+@pytest.mark.parametrize(("after", "window", "total"), [(2, 3, 2 + 3 + 3), (3, 3, 3 + 2 + 3), (7, 5, 7 + 1 + 2)])
+def test_the_schedule_ends_with_windows_that_began_otherwise(
+    after: int, window: int, total: int, leg: Callable[..., Any]
+) -> None:
+    leg(PADDED, after=after, first=True, schedule=Linear(warmup=0))
+    second, trainer, _ = leg(PADDED, {"accumulate_grad_batches": window}, schedule=Linear(warmup=0))
+    assert trainer.global_step == total
+    assert second.rates == pytest.approx([0.1 * (1 - step / total) for step in range(after, total)])

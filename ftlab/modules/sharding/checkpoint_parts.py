@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ftlab.runs import CheckpointFiles
@@ -43,6 +44,8 @@ def divide(checkpoint: dict[str, Any], parts: Parts) -> tuple[dict[str, Any], di
 def read(path: Path, own: tuple[int, int] | None = None, map_location: Any = "cpu") -> dict[str, Any]:
     """A checkpoint, whole, whether it is in parts or not. Tensors and plain values only: nothing in it is run.
 
+    Weights and moments come into memory as they are used. Whoever changes them has a copy, and the file stays.
+
     Args:
         path: Of its first file, or a link to that.
         own: This process's number, and how many there are: of as many parts the optimiser's state is left in its own,
@@ -52,13 +55,12 @@ def read(path: Path, own: tuple[int, int] | None = None, map_location: Any = "cp
     Raises:
         UserError: A part is not there.
     """
-    mapped = own is not None  # what is not touched is not read into a process's memory
-    checkpoint = torch.load(path, map_location=map_location, mmap=mapped, weights_only=True)
+    checkpoint = _mapped(path, map_location)
     said = checkpoint.pop("parts", None)
     if said is None:
         return checkpoint
     files = CheckpointFiles(path.resolve().parent).parts(**said)
-    parts = [torch.load(file, map_location=map_location, mmap=True, weights_only=True) for file in files]
+    parts = [_mapped(file, map_location) for file in files]
     checkpoint["state_dict"] = joined([part["state_dict"] for part in parts])
     if own and own[1] == said["of"]:
         checkpoint["optimizer_states"] = parts[own[0]]["optimizer_states"]
@@ -66,6 +68,17 @@ def read(path: Path, own: tuple[int, int] | None = None, map_location: Any = "cp
     else:
         checkpoint["optimizer_states"] = joined([part["optimizer_states"] for part in parts])
     return checkpoint
+
+
+def _mapped(path: Path, map_location: Any) -> dict[str, Any]:
+    content = torch.load(path, map_location=map_location, mmap=True, weights_only=True)
+
+    def scalar_copied(tensor: Tensor) -> Tensor:
+        return tensor if tensor.ndim else tensor.clone()
+
+    # what stays on the CPU, such as an optimiser's counts of steps, would keep a deleted file's room on the disk taken
+    copies = {name: scalar_copied if name in PARTED else torch.clone for name in content}
+    return {name: apply_to_collection(value, Tensor, copies[name]) for name, value in content.items()}
 
 
 def joined(parts: list[Any]) -> Any:
