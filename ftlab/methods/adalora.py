@@ -129,8 +129,13 @@ class AdaLoRA(Peft):
         }
 
     def restore(self, network: nn.Module, state: dict[str, Any]) -> None:
-        allocator = _tuner(network).rankallocator
-        allocator.exp_avg_ipt, allocator.exp_avg_unc = dict(state["importance"]), dict(state["uncertainty"])
+        tuner = _tuner(network)
+        allocator, places = tuner.rankallocator, dict(tuner.model.named_parameters())
+
+        def beside(values: dict[str, Tensor]) -> dict[str, Tensor]:  # a checkpoint's are on the CPU
+            return {name: value.to(places[name].device) for name, value in values.items()}
+
+        allocator.exp_avg_ipt, allocator.exp_avg_unc = beside(state["importance"]), beside(state["uncertainty"])
         allocator.ipt = dict.fromkeys(allocator.exp_avg_ipt)  # peft takes those for new that are not in it
         _config(network).rank_pattern = state["ranks"]
 

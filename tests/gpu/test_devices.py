@@ -28,8 +28,11 @@ METHODS = ["full", "lora", "qlora"]
 
 
 def command(verb: str, method: str, root: Path, *options: str) -> list[str]:
+    own = method if method in METHODS else "lora"
+    more = [] if method in METHODS else ["-c", str(TOP / "experiments" / "method" / f"{method}.yaml")]
     return [
-        *(verb, "-c", str(TOP / "experiments" / f"demo_{method}.yaml"), "--run.root", str(root), "--run.name", "run"),
+        *(verb, "-c", str(TOP / "experiments" / f"demo_{own}.yaml"), *more, "--run.root", str(root)),
+        *("--run.experiment", f"demo_{method}", "--run.name", "run"),
         *("--model.network.path", str(ASSETS / "network"), "--data.path", str(ASSETS / "data")),
         *("--trainer.precision", "bf16-mixed", "--trainer.enable_progress_bar", "false", "--wandb.mode", "disabled"),
         *("--trainer.max_steps", "20", "--trainer.val_check_interval", "10", "--trainer.log_every_n_steps", "5"),
@@ -62,7 +65,7 @@ def test_trains_scores_generates_and_exports(method: str, tmp_path: Path, capsys
     assert main(["export", str(run), str(tmp_path / "merged"), "--merge", "true"]) == 0
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "adalora"])  # which has tensors of its own to take up again
 def test_goes_on_where_it_was_interrupted(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(command("fit", method, tmp_path / "whole")) == 0
     step = FinetuneModule.on_train_batch_end
