@@ -26,3 +26,10 @@ def new_console(file: IO[str] | None = None, width: int | None = None) -> Consol
         width: In columns; by default the terminal's.
     """
     return Console(file=file, width=width, color_system=colors())
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, such as 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

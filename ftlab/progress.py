@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
-from ftlab.console import draws_bars, new_console
+from ftlab.console import clock, draws_bars, new_console
 from ftlab.printed_above import printed_above
 
 _SOON = 1.0
@@ -169,7 +169,7 @@ class _Count(ProgressColumn):
         if task.total is not None:
             # from the last one that was done: between two that take long the time runs down
             left = (task.total - task.completed) / rate - (time.monotonic() - at)
-            said += f"  {_clock(max(0.0, left))} left"
+            said += f"  {clock(max(0.0, left))} left"
         return Text(said)
 
     def _amount(self, number: float) -> str:
@@ -179,9 +179,3 @@ class _Count(ProgressColumn):
         if self._unit == "bytes":
             return decimal(int(number))
         return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"

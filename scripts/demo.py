@@ -24,7 +24,7 @@ from ftlab.cli import main as ftlab
 from ftlab.runs import Run
 
 TOP = Path(__file__).resolve().parent.parent
-METHODS = {"zeroshot": "zero-shot", "full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+METHODS = {"zeroshot": "zero-shot", "full": "full", "lora": "LoRA-PiSSA", "qlora": "QLoRA"}
 RECORDS_SHOWN = 3
 
 
@@ -49,9 +49,9 @@ def show_answers(runs: dict[str, Run], console: Console) -> None:
     for number in range(RECORDS_SHOWN):
         record = told["zeroshot"][number]
         console.print(Text(f"\n{record['prompt']}", style="dim"))
-        print(f"  {'reference':<10} {record['references'][0]}")
+        print(f"  {'reference':<12} {record['references'][0]}")
         for method, rows in told.items():
-            print(f"  {METHODS[method]:<10} {' '.join(rows[number]['prediction'].split())}")
+            print(f"  {METHODS[method]:<12} {' '.join(rows[number]['prediction'].split())}")
 
 
 def main() -> None:

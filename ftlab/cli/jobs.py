@@ -20,7 +20,7 @@ from ftlab.cli.sentences import own_parser, parse
 from ftlab.cluster.progress import at_work_here
 from ftlab.cluster.slurm import in_words, installed
 from ftlab.cluster.submission import directory_of
-from ftlab.console import new_console
+from ftlab.console import clock, new_console
 from ftlab.errors import UserError
 from ftlab.runs import Run
 
@@ -126,15 +126,9 @@ def _table(lines: Sequence[Line]) -> Table:
                     line.node or "",
                     steps,
                     "" if far.tokens_per_second is None else f"{far.tokens_per_second:,.0f}",
-                    "" if far.seconds_left is None else _clock(far.seconds_left),
+                    "" if far.seconds_left is None else clock(far.seconds_left),
                     "" if far.loss is None else f"{far.loss:.4f}",
                 ),
             )
         )
     return table
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

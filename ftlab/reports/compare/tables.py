@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ftlab.console import clock
 from ftlab.evaluation.statistics import Interval
 from ftlab.reports.compare.comparison import Comparison, Row, Versus, in_words
 
@@ -251,11 +252,7 @@ def _joules(value: float | None) -> str:
 def _clock(seconds: float | None) -> str:
     if seconds is None:
         return ""
-    if seconds < 600:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{seconds:.1f} s" if seconds < 600 else clock(seconds)
 
 
 def _to_quality(row: Row) -> str:
