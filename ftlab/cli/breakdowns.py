@@ -75,23 +75,27 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
 
 
 def _what_fits(experiment: Experiment) -> list[str]:
-    """The micro-batch that ftlab plan finds room for; nothing where it finds more than there was, or nothing."""
+    """What ftlab plan finds room for, of rows as long as may be; nothing where it finds room for what there was."""
+    from ftlab.cli.plan import ways_that_fit
     from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
     from ftlab.planning import plan
 
     shape, data = experiment.whereabouts.shape, experiment.datamodule
     if shape is None or data.batch_tokens is not None:
         return []
+    rows, length = shape
     try:
         device = device_of_this_machine(str(experiment.config.trainer.accelerator))
-        step = step_of(experiment, device.is_gpu, rows=shape[0], length=shape[1])
-        rows = plan(step, device, processes_of(experiment)).largest
+        step = step_of(experiment, device.is_gpu, rows=rows, length=max(length, data.encoding.max_length or 0))
+        found = plan(step, device, processes_of(experiment))
+        if found.fits:
+            return []
+        of_step = data.batch_size * experiment.config.trainer.accumulate_grad_batches
+        pieces = f"data.micro_batch {evenly(of_step, found.largest)}" if found.largest else ""
+        ways = [way for way in (pieces, *ways_that_fit(found, experiment.model.compiled)) if way]
     except Exception:  # the one error that is to be told is that memory is out
         return []
-    if not 0 < rows < shape[0]:
-        return []
-    of_step = data.batch_size * experiment.config.trainer.accumulate_grad_batches
-    return [f"give data.micro_batch {evenly(of_step, rows)}, which fits {device.name} by plan"]
+    return [f"give {' or '.join(ways)}, which fits {device.name} by plan"] if ways else []
 
 
 @contextlib.contextmanager

@@ -158,24 +158,32 @@ def _tell(experiment: Unopened, found: Plan) -> None:
 
 
 def does_not_fit(found: Plan, compiled: bool = False) -> str:
-    """Says what would fit instead; selective checkpointing is not for blocks that are compiled."""
+    """Says what would fit instead."""
     step, device = found.step, found.device
     ways = []
     if found.largest:
         ways.append(f"micro-batches of {found.largest} rows (data.batch_size, trainer.accumulate_grad_batches)")
-    order = [way for way in ways_on(device) if way == step.checkpointing or not (compiled and way == "selective")]
-    for way in order[order.index(step.checkpointing) + 1 :]:
-        again = plan(replace(step, checkpointing=way, counted=False), device, found.processes)
-        if again.largest:
-            ways.append(f"model.gradient_checkpointing {_KEYS[way]}, with up to {again.largest} rows")
-        if again.fits:
-            break
+    ways += ways_that_fit(found, compiled)
     if not ways:
         ways.append("a lower data.max_length, a base in fewer bits, or more devices")
     return (
         f"{step.batch.rows} rows of {step.batch.length:,} tokens take {_gb(found.memory).strip()}, and "
         f"{device.name} has {_gb(device.usable).strip()}: take {' or '.join(ways)}"
     )
+
+
+def ways_that_fit(found: Plan, compiled: bool = False) -> list[str]:
+    """Ways of computing more again, up to the first with which the step fits, each with how many rows it leaves room
+    for; selective checkpointing is not for blocks that are compiled."""
+    step, told = found.step, []
+    order = [way for way in ways_on(found.device) if way == step.checkpointing or not (compiled and way == "selective")]
+    for way in order[order.index(step.checkpointing) + 1 :]:
+        again = plan(replace(step, checkpointing=way, counted=False), found.device, found.processes)
+        if again.largest:
+            told.append(f"model.gradient_checkpointing {_KEYS[way]}, with up to {again.largest} rows")
+        if again.fits:
+            break
+    return told
 
 
 def _time(experiment: Unopened, found: Plan) -> str:

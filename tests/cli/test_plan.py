@@ -245,6 +245,9 @@ def test_what_fits_is_said_where_memory_runs_out(workplace: Path, monkeypatch: p
         monkeypatch.setattr("ftlab.cli.planned.device_of_this_machine", lambda _, device=device: device)
         told = breakdowns._what_fits(experiment)
         assert [said in part for part in told] == ([True] if said else [])
+        assert all(
+            "give data.micro_batch 4 or model.gradient_checkpointing selective, with up to" in part for part in told
+        )
 
 
 def test_memory_of_this_machine() -> None:
