@@ -55,16 +55,6 @@ def unfit(network: PreTrainedModel) -> str | None:
     return None
 
 
-def to_packs(named: str | None, config: PreTrainedConfig) -> str | None:
-    """By which attention packs are computed, as far as a configuration tells: see `ftlab.modules.packs`.
-
-    Args:
-        named: The attention that is asked for; None is transformers' own.
-        config: Of the network.
-    """
-    return PACKED if named is None and not _sees_part(config.get_text_config(decoder=True)) else named
-
-
 def _sees_part(config: PreTrainedConfig) -> bool:
     """Whether some layer sees less than all that stands before, which the mask alone may tell it."""
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ftlab.attention import PACKED, SDPA, to_packs, unfit
+from ftlab.attention import PACKED, SDPA, unfit
 from ftlab.errors import UserError, out_of_memory
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -125,10 +125,6 @@ class Network:
         if Path(self.path).is_dir() and not (Path(self.path) / "config.json").is_file():
             return None
         return getattr(self.config(), "max_position_embeddings", None)
-
-    def attention_to_packs(self) -> str | None:
-        """By which attention packs would be computed, as far as its configuration tells."""
-        return to_packs(self.attention, self.config())
 
     def base_kind(self, quantization: Quantization | None) -> str:
         """How the base will be held once it is opened: see the function of this name. Opens no weights."""

@@ -162,10 +162,10 @@ class Preemption(pl.Callback):
         try:
             self.checkpoints.wait()
         finally:
-            if self._timer:
-                self._timer.cancel()
             # the first process alone may be writing, and is ended soon after one of its companions has left
             trainer.strategy.barrier()
+            if self._timer:
+                self._timer.cancel()
         raise Preempted(self._said(f"at step {trainer.global_step}: {self.checkpoints.run.next_start()}"))
 
 

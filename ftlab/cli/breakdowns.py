@@ -58,25 +58,24 @@ def situation_of(experiment: Experiment, verb: str) -> Situation:
         less += [f"model.decoding.max_new_tokens ({experiment.model.decoding.max_new_tokens})"] if at.generates else []
     else:
         by = "batch_size" if data.batch_tokens is None else "batch_tokens"
+        fits = _what_fits(experiment)
+        again = config.model.gradient_checkpointing or any("gradient_checkpointing" in way for way in fits)
         less = [
-            *_what_fits(experiment),
+            *fits,
             f"lower data.{by} ({getattr(data, by)}) and raise trainer.accumulate_grad_batches "
             f"({config.trainer.accumulate_grad_batches}) by as much",
             "lower data.max_length",
-            *([] if config.model.gradient_checkpointing else ["set model.gradient_checkpointing to true"]),
+            *([] if again else ["set model.gradient_checkpointing to true"]),
         ]
     then = with_less = "the run is as it was"
     if verb == "fit":
-        then, with_less = (
-            experiment.run.next_start(),
-            experiment.run.next_start(changed=at.doing.startswith("training")),
-        )
+        then, with_less = experiment.run.next_start(), experiment.run.next_start(changed=True)
     return Situation(at.doing or "the opening of data and network", at.shape, less, then, with_less)
 
 
 def _what_fits(experiment: Experiment) -> list[str]:
     """What ftlab plan finds room for, of rows as long as may be; nothing where it finds room for what there was."""
-    from ftlab.cli.plan import ways_that_fit
+    from ftlab.cli.plan import other_ways
     from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
     from ftlab.planning import plan
 
@@ -92,7 +91,8 @@ def _what_fits(experiment: Experiment) -> list[str]:
             return []
         of_step = data.batch_size * experiment.config.trainer.accumulate_grad_batches
         pieces = f"data.micro_batch {evenly(of_step, found.largest)}" if found.largest else ""
-        ways = [way for way in (pieces, *ways_that_fit(found, experiment.model.compiled)) if way]
+        ways = [pieces] if pieces else []
+        ways += [told for told, fits in other_ways(found, experiment.model.compiled) if fits]
     except Exception:  # the one error that is to be told is that memory is out
         return []
     return [f"give {' or '.join(ways)}, which fits {device.name} by plan"] if ways else []

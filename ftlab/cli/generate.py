@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from ftlab.cli.experiment import Experiment
 from ftlab.cli.files_of_prompts import answer_file, refuse_existing
 from ftlab.cli.sentences import own_parser, parse
 from ftlab.errors import UserError
-from ftlab.evaluation.generation import Decoding
+from ftlab.evaluation.generation import Decoding, DecodingChanges
 from ftlab.methods.adapters import Combination
 from ftlab.networks import DType, Quantization
 from ftlab.runs.files import digest, files_under
@@ -30,8 +29,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     """Answers on standard output: text for one prompt and in a chat, a JSON line for each prompt of a file."""
     options = parse(_parser(verb), arguments)
     _must_make_sense(options)
-    decoded = _decoded(arguments, options.decoding)
-    model, open_adapter = _adapters_of(options, decoded) if options.adapter else (_model_of_run(options, decoded), None)
+    model, open_adapter = _adapters_of(options) if options.adapter else (_model_of_run(options), None)
     if options.file:
         identity = _identity(options) if options.to else {}
         return 1 if answer_file(model, options.file, options.to, identity) else 0
@@ -58,7 +56,7 @@ def _parser(verb: str) -> ArgumentParser:
     )
     parser.add_argument("--batch_size", type=int, default=16, help="prompts answered at once")
     told = "how to decode; by default, and where a key of it is not given, as the run was scored"
-    parser.add_argument("--decoding", type=Decoding | None, help=told)
+    parser.add_argument("--decoding", type=DecodingChanges | None, help=told)
     parser.add_argument(
         "--adapter",
         type=str,
@@ -113,20 +111,15 @@ def _must_make_sense(options: Namespace) -> None:
             raise UserError(f"--{name} is about adapters: give --adapter NAME={options.run} instead of the run alone")
 
 
-def _decoded(arguments: Sequence[str], said: Decoding | None) -> Callable[[Decoding], Decoding]:
-    """What a run's decoding becomes by what is said of it: keys change one by one, and a whole one replaces it."""
-    keys = {word.partition("=")[0].removeprefix("--decoding.") for word in arguments if word.startswith("--decoding.")}
-    if said is None or any(word.partition("=")[0] == "--decoding" for word in arguments):
-        return lambda own: said or own
-    changes = {key: getattr(said, key) for key in keys}
-    greedy = {"top_p": 1.0, "top_k": 0} if changes.get("temperature") == 0 else {}  # they are for sampling alone
-    return lambda own: replace(own, **greedy | changes)
+def _decoded(options: Namespace, own: Decoding) -> Decoding:
+    """What a run's decoding becomes by what is said of it."""
+    return options.decoding.of(own) if options.decoding else own
 
 
-def _model_of_run(options: Namespace, decoded: Callable[[Decoding], Decoding]) -> Model:
+def _model_of_run(options: Namespace) -> Model:
     experiment = Experiment.of_run(options.run)
     network = experiment.open_trained(experiment.trainer.strategy.root_device)
-    voice = Voice(experiment.datamodule.encoder, decoded(experiment.model.decoding))
+    voice = Voice(experiment.datamodule.encoder, _decoded(options, experiment.model.decoding))
     return Model(network, {"": voice}, [""], None, options.batch_size)
 
 
@@ -138,9 +131,7 @@ def _identity(options: Namespace) -> dict[str, Any]:
     return said | {"files": {str(file): digest(file) for file in files}}
 
 
-def _adapters_of(
-    options: Namespace, decoded: Callable[[Decoding], Decoding]
-) -> tuple[Model, Callable[[str, Path], Voice]]:
+def _adapters_of(options: Namespace) -> tuple[Model, Callable[[str, Path], Voice]]:
     name, weights = read_combination(options.combine) if options.combine else ("", {})
     undescribed = Undescribed(options.dtype, options.quantization, options.template, options.trust_remote_code)
     sources = find(options.adapter, options.base, undescribed)
@@ -148,7 +139,7 @@ def _adapters_of(
     if options.use and options.use not in names:
         raise UserError(f"--use: there is no adapter {options.use!r}: there are {', '.join(names)}")
     adapters = open_all(sources)
-    voices = {source.name: Voice(source.voice.encoder, decoded(source.voice.decoding)) for source in sources}
+    voices = {source.name: Voice(source.voice.encoder, _decoded(options, source.voice.decoding)) for source in sources}
     if weights:
         adapters.combine(name, weights, options.combination, options.density)
         first = next(source for source in sources if source.name == next(iter(weights)))
@@ -160,7 +151,7 @@ def _adapters_of(
     def open_adapter(name: str, directory: Path) -> Voice:
         source = find_beside(sources[0], name, directory, options.base, undescribed)
         adapters.add(name, source.directory)
-        return Voice(source.voice.encoder, decoded(source.voice.decoding))
+        return Voice(source.voice.encoder, _decoded(options, source.voice.decoding))
 
     chosen = [options.use] if options.use else names
     return Model(adapters.network, voices, chosen, adapters, options.batch_size), open_adapter

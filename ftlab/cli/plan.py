@@ -26,7 +26,7 @@ from ftlab.errors import UserError
 from ftlab.modules.activations import WAYS, GradientCheckpointing
 from ftlab.modules.refusals import refuse_base
 from ftlab.networks import base_kind
-from ftlab.planning import EFFICIENCY, PARTS, Device, Plan, device_named, plan, shape_of, ways_on
+from ftlab.planning import DEVICES, EFFICIENCY, PARTS, Device, Plan, device_named, plan, shape_of, ways_on
 from ftlab.progress import Progress
 
 _DESCRIPTION = f"""{VERBS["plan"]}.
@@ -103,7 +103,7 @@ def _one(choice: Choice, rest: Sequence[str], device: Device, json_file: Path | 
 
 
 def _planned(choice: Choice, rest: Sequence[str], device: Device) -> tuple[Unopened, Plan]:
-    said = [] if choice.checkpointing is None else ["--model.gradient_checkpointing", "false"]  # which may be auto
+    said = [] if choice.checkpointing is None else _NOT_AUTO
     experiment = Unopened([*_with_method(rest, choice.method), *said])
     method, network = experiment.model.method, experiment.model.pretrained
     kind = method.quantization.kind if method.quantization else base_kind(shape_of(network))
@@ -163,7 +163,7 @@ def does_not_fit(found: Plan, compiled: bool = False) -> str:
     ways = []
     if found.largest:
         ways.append(f"micro-batches of {found.largest} rows (data.batch_size, trainer.accumulate_grad_batches)")
-    ways += ways_that_fit(found, compiled)
+    ways += [told for told, _ in other_ways(found, compiled)]
     if not ways:
         ways.append("a lower data.max_length, a base in fewer bits, or more devices")
     return (
@@ -172,15 +172,15 @@ def does_not_fit(found: Plan, compiled: bool = False) -> str:
     )
 
 
-def ways_that_fit(found: Plan, compiled: bool = False) -> list[str]:
-    """Ways of computing more again, up to the first with which the step fits, each with how many rows it leaves room
-    for; selective checkpointing is not for blocks that are compiled."""
+def other_ways(found: Plan, compiled: bool = False) -> list[tuple[str, bool]]:
+    """Ways of computing more again, up to the first with which the step fits, and whether it does; each says how many
+    rows it leaves room for. Selective checkpointing is not for blocks that are compiled."""
     step, told = found.step, []
     order = [way for way in ways_on(found.device) if way == step.checkpointing or not (compiled and way == "selective")]
     for way in order[order.index(step.checkpointing) + 1 :]:
         again = plan(replace(step, checkpointing=way, counted=False), found.device, found.processes)
         if again.largest:
-            told.append(f"model.gradient_checkpointing {_KEYS[way]}, with up to {again.largest} rows")
+            told.append((f"model.gradient_checkpointing {_KEYS[way]}, with up to {again.largest} rows", again.fits))
         if again.fits:
             break
     return told
@@ -189,10 +189,10 @@ def ways_that_fit(found: Plan, compiled: bool = False) -> list[str]:
 def _time(experiment: Unopened, found: Plan) -> str:
     operations = f"{found.rehearsal.operations / 1e12:,.2f} TFLOP a micro-batch"
     if found.seconds is None or found.tokens_a_second is None:
-        if found.device.operations is None:
+        if found.device.operations is None and found.device not in DEVICES:
             return f"time: {operations}; how fast {found.device.name} is is not known: give --device with a name"
         precision = found.step.precision.precision
-        return f"time: {operations}; how fast {found.device.name} is in {precision} is not known, but in bfloat16"
+        return f"time: {operations}; how fast {found.device.name} is in {precision} is not known"
     told = (
         f"time: {operations}, {found.seconds:.3g} s, {found.tokens_a_second:,.0f} tokens/s "
         f"(at {100 * EFFICIENCY:.0f} % of its peak)"
@@ -243,6 +243,8 @@ _PRINTED = Path("-")
 _WIDE = 120
 """Columns of a table that goes into a file."""
 
+_NOT_AUTO = ("--model.gradient_checkpointing", "false", "--data.micro_batch_memory", "null")
+"""What an experiment may leave to the device."""
 _KEYS: dict[GradientCheckpointing, str] = {way: str(way).lower() for way in WAYS}
 _AGAIN: dict[GradientCheckpointing, str] = {
     "selective": "activations but for products computed again",

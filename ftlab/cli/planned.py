@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 
-from ftlab.attention import PACKED, to_packs
+from ftlab.attention import PACKED
 from ftlab.cli.experiment import Experiment
 from ftlab.errors import UserError
 from ftlab.planning import Batch, Device, Processes, Step, operations_of, shape_of
@@ -47,15 +47,13 @@ def step_of(experiment: Experiment, on_gpu: bool, length: int | None = None, row
     length = length or data.encoding.max_length or _context(experiment)
     if rows is None:
         rows = data.batch_size if data.batch_tokens is None else max(1, data.batch_tokens // length)
-    network = module.pretrained
-    by_auto = data.batching == "auto" and data.batch_tokens is not None
-    packed = data.batching == "pack" or (by_auto and to_packs(network.attention, shape_of(network)) == PACKED)
+    by_auto = data.batching == "auto" and data.batch_tokens is not None and module.pretrained.attention == PACKED
     return Step(
-        network,
+        module.pretrained,
         module.method,
         module.optimizer_over,
         _PRECISIONS[precision](),
-        Batch(rows, length, packed=packed),
+        Batch(rows, length, packed=data.batching == "pack" or by_auto),
         module.gradient_checkpointing,
         config.trainer.accumulate_grad_batches > 1,
         on_gpu,

@@ -25,6 +25,9 @@ from ftlab.errors import Preempted, UserError
 from ftlab.networks import count_parameters
 from ftlab.runs import Run, files_under, short_hash
 
+_LIMITS = ("limit_val_batches", "limit_test_batches")
+_DECIDE_SCORES = ("data.", "model.", "trainer.precision", *(f"trainer.{name}" for name in _LIMITS))
+
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Runs a verb on the experiment that the arguments describe."""
@@ -243,15 +246,14 @@ def _suffix_of_other_scores(experiment: Experiment) -> str:
     scores must not be replaced."""
     run, config = experiment.run, experiment.resolved()
     other = {key: ours for key, (_, ours) in run.differences(config).items() if key.startswith(_DECIDE_SCORES)}
+    if not (config["model"]["decoding"]["temperature"] or any(config["trainer"][name] for name in _LIMITS)):
+        other.pop("data.eval_batch_size", None)  # scores differ by rounding alone
     if not other:
         return ""
     suffix = f"-{short_hash(other)}"
     changed = ", ".join(f"{key} {value}" for key, value in other.items())
     _say(f"scored with {changed}, unlike the run: kept apart, in {run.scores.stem}{suffix}.json")
     return suffix
-
-
-_DECIDE_SCORES = ("data.", "model.", "trainer.precision", "trainer.limit_val_batches", "trainer.limit_test_batches")
 
 
 def _say(sentence: str) -> None:

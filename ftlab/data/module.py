@@ -328,7 +328,7 @@ class FinetuneData(LightningDataModule):
             self.encoder.max_length or int(rows.lengths.max()),
             self.sources,
             self.mixing,
-            self.network.attention if self.batch_tokens is None else self.network.attention_to_packs(),
+            self.network.attention,
             self._device,
         )
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,25 @@ class Decoding:
             pad_token_id=pad_id,
             **(sampling if self.temperature > 0 else {}),
         )
+
+
+@dataclass(frozen=True)
+class DecodingChanges:
+    __doc__ = Decoding.__doc__  # which the command line shows
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def of(self, decoding: Decoding) -> Decoding:
+        """A decoding with what is given here in its place; greedy decoding takes no `top_p` and `top_k` over."""
+        changes: dict[str, Any] = {key: value for key, value in vars(self).items() if value is not None}
+        greedy = {"top_p": 1.0, "top_k": 0} if self.temperature == 0 else {}
+        return replace(decoding, **greedy | changes)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

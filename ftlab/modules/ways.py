@@ -35,6 +35,6 @@ def slower(module: FinetuneModule) -> list[str]:
             "after its output layer"
         )
     if found.get("packs") in (f"by {SDPA}", "by eager") and module.pretrained.attention is None:
-        why = unfit(language_model(module.head.network)) or "the trial of the other way failed"
-        said.append(f"packs are computed with a mask of every pair of positions: {why}")
+        why = unfit(language_model(module.head.network))
+        said.append(f"packs are computed with a mask of every pair of positions{f': {why}' if why else ''}")
     return said

@@ -18,7 +18,6 @@ _NOT_PART_OF_A_RUN = (
     "model.network.trust_remote_code",
     "model.network.pickled_weights",
     "data.retention",
-    "data.eval_batch_size",  # scores differ by rounding alone
     "data.workers",
     "data.preparation_workers",
     "data.cache",

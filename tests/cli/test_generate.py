@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from ftlab.cli.generate import _decoded
+from ftlab.cli.generate import _decoded, _parser
+from ftlab.cli.sentences import parse
 from ftlab.evaluation.generation import Decoding
 from ftlab.networks import Network
 
@@ -59,13 +60,14 @@ def test_decoding_can_be_chosen(finished: Callable[[str], Path], ftlab: Callable
 
 def test_what_is_said_of_decoding_leaves_the_rest_as_it_was() -> None:
     own = Decoding(max_new_tokens=256, temperature=0.7, top_p=0.9, seed=3)
-    assert _decoded([], None)(own) == own
-    warmer = _decoded(["--decoding.temperature", "1.5"], Decoding(temperature=1.5))
-    assert warmer(own) == replace(own, temperature=1.5)
-    greedy = _decoded(["--decoding.temperature=0", "--decoding.seed=1"], Decoding(temperature=0, seed=1))
-    assert greedy(own) == Decoding(max_new_tokens=256, seed=1)
-    whole = Decoding(max_new_tokens=9)
-    assert _decoded(["--decoding", "decoding.yaml"], whole)(own) == whole
+    for words, expected in (
+        ([], own),
+        (["--decoding.temperature", "1.5"], replace(own, temperature=1.5)),
+        (["--decoding.top_p=0.5"], replace(own, top_p=0.5)),
+        (["--decoding.temperature=0", "--decoding.seed=1"], Decoding(max_new_tokens=256, seed=1)),
+        (["--decoding", '{"max_new_tokens": 9}'], replace(own, max_new_tokens=9)),
+    ):
+        assert _decoded(parse(_parser("generate"), ["run", *words]), own) == expected
 
 
 @pytest.mark.parametrize(

@@ -72,20 +72,6 @@ def test_a_window_takes_the_mask(windowed: Network) -> None:
         attend_to_packs(adapted, windowed, PACKED)
 
 
-def test_steps_of_tokens_are_packed_where_no_mask_is_needed(
-    make_data: Make, windowed: Network, network: Network
-) -> None:
-    data = make_data(batching="auto", batch_tokens=128, max_length=64)
-    assert data.layout.kind == "pack"
-    assert data.layout.why.endswith("and packed skips the other samples of a pack")
-    assert data.network.attention is None
-    for pretrained in (windowed, Network(network.path, attention=SDPA)):
-        other = make_data(batching="auto", batch_tokens=128, max_length=64)
-        other.encoder, other.prepared  # noqa: B018  # of the network with a tokenizer
-        other.network = pretrained
-        assert other.layout.kind == "bucket"
-
-
 def test_a_network_that_leaks_with_it_takes_the_mask(network: Network) -> None:
     adapted = Full().adapt(network.model()).train()
 

@@ -76,7 +76,8 @@ def _mapped(path: Path, map_location: Any) -> dict[str, Any]:
     def scalar_copied(tensor: Tensor) -> Tensor:
         return tensor if tensor.ndim else tensor.clone()
 
-    # what stays on the CPU, such as an optimiser's counts of steps, would keep a deleted file's room on the disk taken
+    # what stays on the CPU, such as an optimiser's counts of steps, keeps a deleted file's room on the disk: so do
+    # moments where training is on a CPU, of which a copy would take more than it saves
     copies = {name: scalar_copied if name in PARTED else torch.clone for name in content}
     return {name: apply_to_collection(value, Tensor, copies[name]) for name, value in content.items()}
 
