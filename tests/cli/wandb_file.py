@@ -23,6 +23,8 @@ def records(path: Path) -> Iterator[Record]:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + _PREFIX + size > len(data):
+            return  # it is being written
         piece += data[place + _PREFIX : place + _PREFIX + size]
         place += _PREFIX + size
         if kind in (_FULL, _LAST):

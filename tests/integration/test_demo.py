@@ -30,7 +30,7 @@ def test_the_demo_ends_with_the_table_and_the_answers(tmp_path: Path) -> None:
     answers, _, compared = done.stdout.partition("\nftlab compare ")
     for column in ("method", "test_rougeL", "trained", "on disk", "peak memory", "training"):
         assert column in compared
-    for method, tables in {"zero-shot": 3, "full": 2, "LoRA": 3, "QLoRA": 3}.items():  # full is the baseline
+    for method, tables in {"zero-shot": 3, "full": 2, "LoRA-PiSSA": 3, "QLoRA": 3}.items():  # full is the baseline
         rows = [line for line in compared.splitlines() if line.startswith(f"{method}  ")]
         assert len(rows) == tables
         assert f"{method}={tmp_path}/runs/demo_" in compared.splitlines()[0]
