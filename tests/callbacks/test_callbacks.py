@@ -30,6 +30,21 @@ def adam(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-2)
 
 
+class Clock(pl.Callback):
+    """Stands still but for the hooks that are named, each of which takes so many seconds."""
+
+    def __init__(self, **hooks: float) -> None:
+        self.now = 0.0
+        for name, seconds in hooks.items():
+            setattr(self, name, lambda *_, seconds=seconds: self._go_on(seconds))
+
+    def _go_on(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class TestCheckpoints:
     def test_best_is_written_where_the_validation_loss_falls(
         self, run: Run, make_module: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
@@ -293,20 +308,9 @@ class TestThroughput:
     def test_rate_leaves_validation_out(
         self, make_module: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        now = 0.0
-
-        class Clock(pl.Callback):
-            def on_train_batch_start(self, *_: Any) -> None:
-                nonlocal now
-                now += 2.0  # a step takes two seconds
-
-            def on_validation_start(self, *_: Any) -> None:
-                nonlocal now
-                now += 100.0
-
-        monkeypatch.setattr("ftlab.callbacks.throughput.time.perf_counter", lambda: now)
-        throughput = Throughput()
-        make_trainer(max_epochs=2, limit_val_batches=1, val_check_interval=2, callbacks=[Clock(), throughput]).fit(
+        clock, throughput = Clock(on_train_batch_start=2.0, on_validation_start=100.0), Throughput()
+        monkeypatch.setattr("ftlab.callbacks.throughput.time.perf_counter", clock)
+        make_trainer(max_epochs=2, limit_val_batches=1, val_check_interval=2, callbacks=[clock, throughput]).fit(
             make_module(LoRA(r=1)), make_data(batch_size=4)
         )
         assert throughput.seconds == 8 * 2.0
@@ -324,22 +328,12 @@ class TestThroughput:
     def test_what_comes_before_training_goes_on_in_mid_epoch_is_no_training(
         self, run: Run, make_module: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        now = 0.0
-
-        class Clock(pl.Callback):
-            def on_fit_start(self, *_: Any) -> None:
-                nonlocal now
-                now += 100.0  # data and network are opened
-
-            def on_train_batch_start(self, *_: Any) -> None:
-                nonlocal now
-                now += 2.0
-
-        monkeypatch.setattr("ftlab.callbacks.throughput.time.perf_counter", lambda: now)
+        clock = Clock(on_fit_start=100.0, on_train_batch_start=2.0)  # data and network are opened before
+        monkeypatch.setattr("ftlab.callbacks.throughput.time.perf_counter", clock)
         for steps in (1, 3):  # of 4 in an epoch
             throughput = Throughput()
             trainer = make_trainer(
-                max_epochs=-1, max_steps=steps, callbacks=[Clock(), throughput, Checkpoints(run, CheckpointOptions(1))]
+                max_epochs=-1, max_steps=steps, callbacks=[clock, throughput, Checkpoints(run, CheckpointOptions(1))]
             )
             resume = run.last if run.last.is_file() else None
             trainer.fit(make_module(LoRA(r=1)), make_data(batch_size=4), ckpt_path=resume)

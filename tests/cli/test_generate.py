@@ -4,7 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from ftlab.cli.generate import _decoded, _parser
 from ftlab.cli.sentences import parse
-from ftlab.evaluation.generation import Decoding
+from ftlab.evaluation.generation import Decoding, DecodingChanges
 from ftlab.networks import Network
 
 
@@ -59,6 +59,7 @@ def test_decoding_can_be_chosen(finished: Callable[[str], Path], ftlab: Callable
 
 
 def test_what_is_said_of_decoding_leaves_the_rest_as_it_was() -> None:
+    assert [field.name for field in fields(DecodingChanges)] == [field.name for field in fields(Decoding)]
     own = Decoding(max_new_tokens=256, temperature=0.7, top_p=0.9, seed=3)
     for words, expected in (
         ([], own),

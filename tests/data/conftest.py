@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from character_tokenizers import CHATML, character_tokenizer
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from ftlab.data import FinetuneData
 from ftlab.networks import Network
 
 
@@ -66,3 +68,24 @@ def write(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write_rows
+
+
+@pytest.fixture
+def directory(write: Callable[..., str], tmp_path: Path) -> str:
+    """23 rows to train on, 9 on 5 prompts to validate, 4 on 3 prompts to test."""
+    write("set/train.jsonl", [{"mr": f"m{place}", "ref": "r" * (place % 5 + 1)} for place in range(23)])
+    write("set/dev.jsonl", [{"mr": f"v{place // 2}", "ref": f"r{place}"} for place in range(9)])
+    write("set/test.jsonl", [{"mr": mr, "ref": ref} for mr, ref in [("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")]])
+    return str(tmp_path / "set")
+
+
+@pytest.fixture
+def make(network: Network, directory: str) -> Callable[..., FinetuneData]:
+    """Data over the directory's columns."""
+
+    def make_data(**options: Any) -> FinetuneData:
+        return FinetuneData(
+            **({"network": network, "path": directory, "prompt": "{mr}\n", "response": "{ref}"} | options)
+        )
+
+    return make_data

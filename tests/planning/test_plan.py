@@ -34,10 +34,9 @@ def test_the_largest_batch_is_that_of_trying_all(room: int, fixed: int, row: int
     assert found >= best - max(1, best // 20)
 
 
-def step(network: Network, **options: object) -> Step:
-    values = {"batch": Batch(2, 32), "on_gpu": False} | options
+def step(network: Network, batch: Batch = Batch(2, 32)) -> Step:  # noqa: B008  # frozen
     precision = HalfPrecision("bf16-true")
-    return Step(network, LoRA(r=4), lambda groups: AdamW(groups, lr=1e-3, fused=True), precision, **values)  # type: ignore[arg-type]
+    return Step(network, LoRA(r=4), lambda g: AdamW(g, lr=1e-3, fused=True), precision, batch, on_gpu=False)
 
 
 def test_a_plan_fits_to_the_row(network: Network) -> None:
