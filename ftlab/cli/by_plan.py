@@ -12,8 +12,8 @@ import yaml
 from ftlab.cli.planned import device_of_this_machine, processes_of, step_of
 from ftlab.cli.unopened import Unopened
 from ftlab.errors import UserError
-from ftlab.modules.activations import WAYS, GradientCheckpointing
-from ftlab.planning import Device, Processes, Step, memory_of, plan, size_in_bytes
+from ftlab.modules.activations import GradientCheckpointing
+from ftlab.planning import Device, Processes, Step, memory_of, plan, size_in_bytes, ways_on
 
 
 def largest(config: dict[str, Any]) -> int:
@@ -47,9 +47,7 @@ def first_way(config: dict[str, Any]) -> GradientCheckpointing:
     """
     config["model"]["gradient_checkpointing"] = False
     step, device, processes = _asked(config)
-    for way in WAYS:
-        if way == "offloaded" and not step.on_gpu:
-            continue
+    for way in ways_on(step.on_gpu):
         if way == "selective" and config["model"]["compile"]:  # which the module refuses
             continue
         if memory_of(replace(step, checkpointing=way, counted=False), processes) <= device.usable:
