@@ -176,7 +176,7 @@ def other_ways(found: Plan, compiled: bool = False) -> list[tuple[str, bool]]:
     """Ways of computing more again, up to the first with which the step fits, and whether it does; each says how many
     rows it leaves room for. Selective checkpointing is not for blocks that are compiled."""
     step, told = found.step, []
-    order = [way for way in ways_on(found.step.on_gpu) if way == step.checkpointing or not (compiled and way == "selective")]
+    order = [way for way in ways_on(step.on_gpu) if way == step.checkpointing or not (compiled and way == "selective")]
     for way in order[order.index(step.checkpointing) + 1 :]:
         again = plan(replace(step, checkpointing=way, counted=False), found.device, found.processes)
         if again.largest:
